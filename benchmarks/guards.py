@@ -1,0 +1,142 @@
+"""Measures the guards: what is kept and what slips through at a threshold, with and without them.
+
+    python benchmarks/guards.py DATA [--model FOLDER] [--threshold 0.92] [--rows 6000]
+
+DATA is a folder of labelled pairs: quora/pairs.jsonl.gz, kmemo/*.json,
+cannot/sem_anto_neg.tsv and gsmplus/first_half.jsonl.gz; sets that are not there are left out.
+Prints a line a set and, below it, what each guard caught; then the cost of the chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cache_proxy.guards import GUARDS, facts, veto
+
+
+class Pair(NamedTuple):
+    one: str
+    other: str
+    same: bool
+
+
+Similarities = Callable[[Sequence[Pair]], list[float]]
+
+
+def quora(data: Path) -> Iterator[Pair]:
+    with gzip.open(data / "quora/pairs.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            yield Pair(row["a"], row["b"], bool(row["same"]))
+
+
+def near_misses(data: Path) -> Iterator[Pair]:
+    for path in sorted((data / "kmemo").glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["pairs"]:
+            yield Pair(row["a"], row["b"], bool(row["shouldMatch"]))
+
+
+def negations(data: Path) -> Iterator[Pair]:
+    lines = (data / "cannot/sem_anto_neg.tsv").read_text(encoding="utf-8").splitlines()
+    for line in lines[1:]:
+        one, other, contradicts = line.split("\t")
+        yield Pair(one, other, contradicts != "1")  # 1 marks a contradiction in this file
+
+
+def sums(data: Path) -> Iterator[Pair]:
+    with gzip.open(data / "gsmplus/first_half.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            same = row["seed_answer"] == row["answer"]
+            yield Pair(row["seed_question"], row["question"], same)
+
+
+SETS: dict[str, Callable[[Path], Iterator[Pair]]] = {
+    "quora": quora,
+    "near misses": near_misses,
+    "negations": negations,
+    "sums": sums,
+}
+
+
+def encoder(folder: str) -> Similarities:
+    """The cosine of each pair under the sentence-transformers model in `folder`."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, device="cpu")
+
+    def similarities(pairs: Sequence[Pair]) -> list[float]:
+        texts = sorted({text for pair in pairs for text in pair[:2]})
+        rows = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        place = {text: at for at, text in enumerate(texts)}
+        return [float(rows[place[one]] @ rows[place[other]]) for one, other, _ in pairs]
+
+    return similarities
+
+
+def measure(name: str, pairs: Sequence[Pair], scores: Sequence[float], threshold: float) -> None:
+    genuine = max(1, sum(pair.same for pair in pairs))
+    traps = max(1, len(pairs) - sum(pair.same for pair in pairs))
+    near = [pair for pair, score in zip(pairs, scores, strict=True) if score >= threshold]
+    verdicts = [(pair.same, veto(facts(pair.one), facts(pair.other))) for pair in near]
+    kept = sum(same for same, guard in verdicts if guard is None)
+    wrong = sum(not same for same, guard in verdicts if guard is None)
+    before = sum(pair.same for pair in near)
+    print(
+        f"{name:12} cosine only: kept {before / genuine:6.1%}"
+        f" wrong {(len(near) - before) / traps:6.1%}"
+        f"   with guards: kept {kept / genuine:6.1%} wrong {wrong / traps:6.2%}"
+    )
+    caught = Counter((guard, same) for same, guard in verdicts if guard)
+    for guard in sorted({guard for guard, _ in caught}):
+        print(f"    {guard:13} traps {caught[guard, False]:5}  genuine {caught[guard, True]:5}")
+
+
+def cost(pairs: Sequence[Pair]) -> None:
+    """CPU time, so that a busy machine does not blur it; the best of three rounds."""
+    near = [pair for pair in pairs if all(150 <= len(text) <= 250 for text in pair[:2])][:200]
+    texts = [text for pair in near for text in pair[:2]]
+    read = min(_spent(lambda: [facts(text) for text in texts]) for _ in range(3))
+    known = [(facts(pair.one), facts(pair.other)) for pair in near]
+    # Every guard asked, none allowed to end the chain: the dearest a candidate can be.
+    judged = min(
+        _spent(lambda: [guard(a, b) for a, b in known for guard in GUARDS.values()])
+        for _ in range(3)
+    )
+    size = sum(map(len, texts)) / len(texts)
+    print(f"cost at {size:.0f} characters: facts {1e6 * read / len(texts):.0f} us a text,", end=" ")
+    print(f"all guards {1e6 * judged / len(known):.0f} us a candidate")
+
+
+def _spent(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--threshold", type=float, default=0.92)
+    parser.add_argument("--rows", type=int, default=6000, help="of each set, at most")
+    told = parser.parse_args()
+    similarities = encoder(told.model)
+    for name, read in SETS.items():
+        try:
+            pairs = list(read(told.data))[: told.rows]
+        except FileNotFoundError:
+            continue
+        measure(name, pairs, similarities(pairs), told.threshold)
+    cost(list(sums(told.data)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""What the guards compare: everything a text says that an answer hangs on, taken out once.
+
+Plain functions of the text: no model, no clock, no I/O, no logging. A `Facts` is small, frozen
+and made of strings and numbers only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from cache_proxy import lexicon, wording
+
+__all__ = ["Facts", "facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One text, read for comparing. Words are stems, with synonyms and known names made one."""
+
+    text: str  # folded, framing punctuation gone: equal here is equal altogether
+    language: str
+    words: frozenset[str]  # every word as written, lower case, phrases joined
+    stems: frozenset[str]  # the same words as stems, phrases also in parts
+    content: tuple[str, ...]  # stems that carry the question, in order, numbers taken out
+    roles: tuple[str, ...]  # the preposition each content word hangs on, "" for none
+    coordinated: frozenset[tuple[str, str]]  # neighbours joined by "and", "or", "vs"
+    numbers: tuple[tuple[str, str], ...]  # value and unit, sorted
+    units: frozenset[str]  # units named without a number
+    negations: int
+    names: frozenset[str]  # capitalised, as stems
+    known: frozenset[str]  # names from the lists, whatever their case
+    acronyms: frozenset[str]
+    literals: frozenset[str]  # quotes, links, file names, identifiers; folded
+    code: tuple[str, ...]  # operators, flags, tags, escapes and code spans, exact, sorted
+    fences: tuple[str, ...]  # fenced blocks, exact
+    form: frozenset[str]
+    question: frozenset[str]
+
+
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_QUOTED = re.compile(r"\"([^\"\n]{2,})\"|(?<!\w)'([^'\n]{2,})'(?!\w)")
+_LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"')]+[^\s<>\"').,;:?!]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_IDENTIFIER = re.compile(
+    r"\b(?:\w+_\w+|[a-z]+[A-Z]\w*|\w+(?:\.\w+)*(?=\(\))|\w*[a-zA-Z]\w*(?:\.\w*[a-zA-Z]\w*)+)\b"
+)
+_CODE = re.compile(
+    r"(?<![\w-])--?[A-Za-z][\w-]*"  # flags
+    r"|</?\w+>|\\\w|\$\w*[A-Za-z]\w*"  # tags, escapes, variables
+    r"|(?<![cC])(?:[=!<>]=+|[<>]{2,}|&&|\|\||[-=]>|:=|\+\+|[-+*/%]=|\*\*|//(?!\S*\.))"
+    r"|[=<>^|×÷√](?=\s*[\w(])|(?<=[\w)])\s*[+*](?=\s*[\w(])|(?<=[\d)])\s+[-/](?=\s+[\d(])"
+)
+# Cheap looks first: most prompts are prose.
+_MAYBE_IDENTIFIER = re.compile(r"[_(]|\w\.\w|[a-z][A-Z]")
+_MAYBE_CODE = re.compile(r"[=<>^|×÷√\\$&*+%]|(?<!\w)-|/[/\s]")
+# Function words in lower case, names in capitals.
+_TELLING_CASE = re.compile(r"\bUS\b|(?<=[a-z,] )Go(?=[\s?.,]|$)")
+_SENTENCE = re.compile(r"(?:^|[.?!:;]\s+|\n\s*)[^\w\n]*(?=\w)")
+_NOT_A_NAME = frozenset(["e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.s.a", "etc", "ph.d"])
+_NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
+_ORDINAL = frozenset(["st", "nd", "rd", "th"])
+_NEXT_WORD_UNITS = frozenset("fcmgl")
+_JOINERS = frozenset(["and", "or", "vs", "versus", "và", "hay", "hoặc"])
+_NO_CONTENT = lexicon.UNTOLD | lexicon.MARKERS | _JOINERS
+_QUESTION_PARTICLES = frozenset(["không", "chưa"])
+_TAG_SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they"])
+
+
+def facts(text: str) -> Facts:
+    """Read one text; linear in its length."""
+    clean = unicodedata.normalize("NFC", text).translate(wording.STRAIGHT)
+    fences = tuple(map(str.strip, _FENCE.findall(clean))) if "```" in clean else ()
+    prose = _FENCE.sub(" ", clean) if fences else clean
+    folded = wording.fold(clean)
+    shouted = prose.isupper()
+    told = wording.tokens(prose if shouted else _TELLING_CASE.sub(_told_apart, prose))
+    joined = wording.join(told)
+    language = wording.language_of(clean, told)
+    numbers, rest = _numbers(joined, vietnamese=language == "vi")
+    content, roles, coordinated = _structure(rest)
+    names, acronyms = _capitals(prose)
+    known = {lexicon.NAMES[word] for word in rest if _is_known(word)}
+    return Facts(
+        text=folded.strip(" .?!,;:\"'"),
+        language=language,
+        words=frozenset(joined),
+        stems=frozenset(lexicon.label(word) for word in (*joined, *told)) | known,
+        content=content,
+        roles=roles,
+        coordinated=coordinated,
+        numbers=tuple(sorted(numbers)),
+        units=frozenset(_strict_units(rest)),
+        negations=_negations(joined),
+        names=names,
+        known=frozenset(known),
+        acronyms=acronyms,
+        literals=frozenset(_literals(prose)),
+        code=tuple(sorted(_code(prose))),
+        fences=fences,
+        form=_labels(told, lexicon.FORM, lexicon.FORM_PHRASES),
+        question=_question(told),
+    )
+
+
+def _told_apart(found: re.Match[str]) -> str:
+    return "U.S" if found.group() == "US" else "golang"
+
+
+def _is_known(word: str) -> bool:
+    return word in lexicon.NAMES and word not in lexicon.STOP
+
+
+def _labels(
+    words: Sequence[str], table: Mapping[str, str], openings: wording.Openings
+) -> frozenset[str]:
+    single = {table[word] for word in words if word in table}
+    return frozenset(single | {table[found] for _, found in wording.phrases(words, openings)})
+
+
+def _question(words: Sequence[str]) -> frozenset[str]:
+    labels = _labels(words, lexicon.QUESTION, lexicon.QUESTION_PHRASES)
+    # The "how" in "how many" asks for no manner.
+    return labels - {"manner"} if len(labels) > 1 else labels
+
+
+def _negations(words: Sequence[str]) -> int:
+    """How many words turn the sense round; what only closes a question is none of them."""
+    end = len(words)
+    while end and words[end - 1] in lexicon.PARTICLES:
+        end -= 1
+    if end and words[end - 1] in _QUESTION_PARTICLES:
+        end -= 1
+    # "You are afraid, are not you?", "Is it banned or not?": the tag only asks.
+    if (end > 4 and words[end - 2] == "not" and words[end - 1] in _TAG_SUBJECTS) or (
+        end > 2 and (words[end - 2], words[end - 1]) == ("or", "not")
+    ):
+        end -= 2
+    return sum(1 for word in words[:end] if word in lexicon.NEGATORS)
+
+
+def _numbers(words: Sequence[str], *, vietnamese: bool) -> tuple[list[tuple[str, str]], list[str]]:
+    """The numbers with their units, and the words that are no part of one."""
+    found: list[tuple[str, str]] = []
+    rest: list[str] = []
+    at = 0
+    while at < len(words):
+        if words[at].isalpha() and words[at] not in lexicon.NUMBERS and not vietnamese:
+            rest.append(words[at])
+            at += 1
+            continue
+        value, unit, used = _number(words, at, vietnamese=vietnamese)
+        if used:
+            found.append((value, unit))
+        else:
+            rest.append(words[at])
+        at += used or 1
+    return found, rest
+
+
+def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str, int]:
+    """Value, unit and how many words they took; 0 words when none begins here."""
+    value, unit = _value(words, at, vietnamese=vietnamese)
+    if not value:
+        return "", "", 0
+    used = 1
+    while value.isdigit() and at + used < len(words):
+        scaled = _scaled(value, words[at + used])
+        if scaled is None:
+            break
+        value, used = scaled, used + 1
+    if not unit and at + used < len(words):
+        unit = _unit_word(words[at + used])
+        used += bool(unit)
+        # "375 degrees Fahrenheit" and "375 F" say the same.
+        if unit == "degree" and at + used < len(words) and _unit_word(words[at + used]):
+            unit = _unit_word(words[at + used])
+            used += 1
+    return value, unit, used
+
+
+def _value(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str]:
+    word = words[at]
+    if not word.isalpha() and any(letter.isdigit() for letter in word):
+        return _digits(word, vietnamese=vietnamese)
+    spelt = lexicon.NUMBERS.get(word) or (
+        lexicon.VIETNAMESE_NUMBERS.get(word) if vietnamese else None
+    )
+    # "Which one is better" counts nothing; "one week" does.
+    if not spelt or (word == "one" and not (at + 1 < len(words) and _unit_word(words[at + 1]))):
+        return "", ""
+    return spelt.removeprefix("x"), ""
+
+
+def _digits(word: str, *, vietnamese: bool) -> tuple[str, str]:
+    whole = _NUMERIC.fullmatch(word)
+    if whole is None:
+        plain = word.lstrip("-").replace("-", "")
+        return (plain[1:], "") if re.fullmatch(r"v\d[\d.]*", plain) else (plain, "")
+    sign, mark, digits, suffix = whole.groups()
+    value = sign + _ungrouped(digits, vietnamese=vietnamese)
+    if suffix in _ORDINAL:
+        return value + "th", ""
+    if suffix == "k":
+        return _times(value, "1000"), mark
+    return value, lexicon.UNITS.get(suffix, suffix) or lexicon.UNITS.get(mark, mark)
+
+
+def _ungrouped(digits: str, *, vietnamese: bool) -> str:
+    if re.fullmatch(r"\d{1,3}(?:[,']\d{3})+(?:\.\d+)?", digits):
+        digits = digits.replace(",", "").replace("'", "")
+    elif re.fullmatch(
+        r"\d{1,3}(?:\.\d{3}){2,}" if not vietnamese else r"\d{1,3}(?:\.\d{3})+", digits
+    ):
+        digits = digits.replace(".", "")
+    elif re.fullmatch(r"\d+,\d+", digits):
+        digits = digits.replace(",", ".")
+    return (
+        re.sub(r"\.0+$", "", digits) if digits.count(".") == 1 and digits.endswith("00") else digits
+    )
+
+
+def _scaled(value: str, word: str) -> str | None:
+    """ "two" + "hundred" is 200, "twenty" + "five" is 25; None when the word is no part of it."""
+    spelt = lexicon.NUMBERS.get(word, "")
+    if spelt.startswith("x"):
+        return _times(value, spelt[1:])
+    if spelt.isdigit() and value.endswith("0") and len(spelt) < len(value) and len(value) == 2:
+        return str(int(value) + int(spelt))
+    return None
+
+
+def _times(value: str, scale: str) -> str:
+    try:
+        return format((Decimal(value) * Decimal(scale)).normalize(), "f")
+    except ArithmeticError:
+        return f"{value}x{scale}"
+
+
+def _unit_word(word: str) -> str:
+    """The unit a word after a number stands for, or ""."""
+    if len(word) == 1 and word not in _NEXT_WORD_UNITS and word.isascii():
+        return ""
+    return lexicon.UNITS.get(word, "")
+
+
+def _strict_units(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        unit = lexicon.UNITS.get(word)
+        if unit and unit not in lexicon.LOOSE_UNITS and word not in lexicon.STOP:
+            yield unit
+
+
+def _structure(
+    words: Sequence[str],
+) -> tuple[tuple[str, ...], tuple[str, ...], frozenset[tuple[str, str]]]:
+    content: list[str] = []
+    roles: list[str] = []
+    coordinated: set[tuple[str, str]] = set()
+    role = last = before = ""
+    joined = False
+    for at, word in enumerate(words):
+        following = words[at + 1] if at + 1 < len(words) else ""
+        if word in lexicon.MARKERS and not (word == "to" and _opens_verb(before, following)):
+            role = word
+        elif word in lexicon.CLAUSE:
+            role = ""
+        joined = joined or word in _JOINERS
+        if word not in _NO_CONTENT:
+            label = lexicon.label(word)
+            if joined:
+                coordinated.add((min(last, label), max(last, label)))
+            content.append(label)
+            roles.append(role)
+            last, joined = label, False
+        before = word
+    return tuple(content), tuple(roles), frozenset(coordinated)
+
+
+def _opens_verb(before: str, following: str) -> bool:
+    return before in lexicon.BEFORE_VERB or following in lexicon.VERBS
+
+
+def _capitals(prose: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names told by their capitals, and acronyms; none where capitals are mere style."""
+    starts = {match.end() for match in _SENTENCE.finditer(prose)}
+    told = [(match.start(), match.group()) for match in wording.TOKEN.finditer(prose)]
+    capital = [(at, word) for at, word in told if word[:1].isupper()]
+    if len(capital) > 3 and 2 * len(capital) > len(told):
+        return frozenset(), frozenset()
+    names: set[str] = set()
+    acronyms: set[str] = set()
+    for at, word in capital:
+        if word.isupper() and len(word) > 1:
+            acronyms.add(word.lower())
+        # The F of "72 F" is a unit.
+        elif (
+            at in starts
+            or (len(word) == 1 and prose[at - 2 : at - 1].isdigit())
+            or word == "I"
+            or word.startswith("I'")
+        ):
+            continue
+        names.update(map(lexicon.label, _plain(word)))
+    return frozenset(names), frozenset(acronyms)
+
+
+def _plain(word: str) -> list[str]:
+    return [
+        part for part in wording.expand(word.lower()) if part not in lexicon.STOP | lexicon.PLAIN
+    ]
+
+
+def _literals(prose: str) -> Iterator[str]:
+    if '"' in prose or "'" in prose:
+        for quoted in _QUOTED.finditer(prose):
+            yield wording.fold(quoted.group(1) or quoted.group(2)).strip(" .,?!")
+    if "@" in prose or "://" in prose or "www." in prose:
+        for link in _LINK.finditer(prose):
+            yield link.group().lower()
+    if not _MAYBE_IDENTIFIER.search(prose):
+        return
+    for found in _IDENTIFIER.finditer(prose):
+        word = found.group().lower()
+        if word not in lexicon.NAMES and word not in _NOT_A_NAME:
+            yield word
+
+
+def _code(prose: str) -> Iterator[str]:
+    if "`" in prose:
+        for span in _SPAN.finditer(prose):
+            yield " ".join(span.group(1).split())
+        prose = _SPAN.sub(" ", prose)
+    if not _MAYBE_CODE.search(prose):
+        return
+    for found in _CODE.finditer(prose):
+        yield found.group().strip()

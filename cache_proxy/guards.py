@@ -1,0 +1,257 @@
+"""Why two texts must not share an answer, however alike their vectors are.
+
+Each guard is a named plain function of two `Facts`: True objects. All see both texts alike,
+so the order of the two never matters. No model, no clock, no I/O, no logging.
+
+A guard costs hits when it is wrong and answers when it is missing; the second is worse, so
+each is written to object. The table `GUARDS` is the order in which they are asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from cache_proxy import lexicon
+from cache_proxy.facts import Facts, facts
+
+__all__ = ["GUARDS", "Facts", "facts", "veto"]
+
+Guard = Callable[[Facts, Facts], bool]
+
+# Above this many content words one changed word says little about the answer.
+_LONGEST_SUBSTITUTION = 12
+# A replaced span says something only when this much stands around it.
+_LEAST_SHARED = 3
+# Endings that leave the meaning; "-er", "-ee" and "-less" do not.
+_FORMS = frozenset(
+    ["ion", "ation", "ment", "al", "iv", "ous", "ity", "ic", "ical", "nes", "ant", "ent", "th", "s"]
+)
+_PREFIXES = ("un", "in", "im", "il", "ir", "dis", "non", "mis", "de", "anti")
+_DIRECTIONS = lexicon.DIRECTIONS | {""}
+# "in life", "on average", "at once": hung on, and nothing narrowed.
+_NEUTRAL = frozenset(
+    ["lif", "world", "tim", "averag", "once", "onc", "year", "day", "person", "stat", "buy", "read"]
+)
+_NOT_NARROWING = frozenset(["", "of", "về", "của", "about"])
+
+
+def language(a: Facts, b: Facts) -> bool:
+    """ "What is love?" / "Tình yêu là gì?": the answer's language would be wrong."""
+    return bool(a.language and b.language) and a.language != b.language
+
+
+def numbers(a: Facts, b: Facts) -> bool:
+    """ "order 48213" / "order 48231"; "500mg" / "500ml"; "in miles" / "in metres"."""
+    return a.numbers != b.numbers or bool(a.units - b.units and b.units - a.units)
+
+
+def problem(a: Facts, b: Facts) -> bool:
+    """ "... costs $4 for 2 ..." with a sentence more: a sum stands only on the same words."""
+    return min(len(a.numbers), len(b.numbers)) > 2 and sorted(a.content) != sorted(b.content)
+
+
+def negation(a: Facts, b: Facts) -> bool:
+    """ "Cancel my plan" / "Don't cancel my plan"."""
+    return (a.negations - b.negations) % 2 == 1
+
+
+def antonyms(a: Facts, b: Facts) -> bool:
+    """ "turn on dark mode" / "turn off dark mode"; "bật" / "tắt"."""
+    return _flipped(a, b) or _flipped(b, a)
+
+
+def opposites(a: Facts, b: Facts) -> bool:
+    """ "Is it safe?" / "Is it unsafe?": an opposite made by a prefix or by "-less"."""
+    left, right = a.stems - b.stems, b.stems - a.stems
+    return _negates(left, right) or _negates(right, left)
+
+
+def question(a: Facts, b: Facts) -> bool:
+    """ "When was X built?" / "Where was X built?"."""
+    if not a.question or not b.question or not a.question.isdisjoint(b.question):
+        return False
+    # "How can I buy it?" and "Where can I buy it?" want the same; "how" and "why" do not.
+    return "manner" not in a.question | b.question or "why" in a.question | b.question
+
+
+def entities(a: Facts, b: Facts) -> bool:
+    """ "the capital of France" / "the capital of Spain": each names what the other lacks."""
+    return bool(_lacking(a, b)) and bool(_lacking(b, a))
+
+
+def literals(a: Facts, b: Facts) -> bool:
+    """ "open notes.txt" / "open todo.txt"; a quote, link or identifier found on one side only."""
+    return any(said not in b.text for said in a.literals) or any(
+        said not in a.text for said in b.literals
+    )
+
+
+def code(a: Facts, b: Facts) -> bool:
+    """ "a == b" / "a != b"; "rm -r" / "rm -rf"; fenced blocks that differ."""
+    return a.code != b.code or a.fences != b.fences
+
+
+def form(a: Facts, b: Facts) -> bool:
+    """ "Explain X" / "Explain X in one sentence": another shape, length or reader."""
+    return a.form != b.form
+
+
+def direction(a: Facts, b: Facts) -> bool:
+    """ "from Paris to Rome" / "from Rome to Paris"; "X better than Y" / "Y better than X"."""
+    if a.roles == b.roles and a.content == b.content:
+        return False
+    left, right = _roles(a), _roles(b)
+    moved = [word for word in left.keys() & right.keys() if left[word] != right[word]]
+    return any(
+        left[one] == right[other] and left[other] == right[one]
+        for one in moved
+        for other in moved
+        if one != other and left[one] in _DIRECTIONS and left[other] in _DIRECTIONS
+    )
+
+
+def order(a: Facts, b: Facts) -> bool:
+    """ "the dog bites the man" / "the man bites the dog": two words have changed places."""
+    # The frame must be the same, or "work stress" and "stress at work" would count as well.
+    if a.roles != b.roles or len(a.content) > _LONGEST_SUBSTITUTION:
+        return False
+    told = enumerate(zip(a.content, b.content, strict=True))
+    moved = [(at, x, y) for at, (x, y) in told if x != y]
+    if len(moved) != 2 or moved[0][1:] != moved[1][:0:-1]:
+        return False
+    # Neighbours change places in any rewording: "my card is lost", "I lost my card".
+    if moved[1][0] - moved[0][0] < 2:
+        return False
+    pair = (min(moved[0][1:]), max(moved[0][1:]))
+    return pair not in a.coordinated and pair not in b.coordinated
+
+
+def substitution(a: Facts, b: Facts) -> bool:
+    """ "track my order" / "cancel my order": other words in one place, all else alike."""
+    if max(len(a.content), len(b.content)) > _LONGEST_SUBSTITUTION:
+        return False
+    left, right, shared = _apart(a.content, b.content)
+    if len(left) == 1 == len(right):
+        return shared > 0 and not _kin(left[0], right[0])
+    return 0 < len(left) <= 2 and 0 < len(right) <= 2 and shared >= _LEAST_SHARED
+
+
+def narrowing(a: Facts, b: Facts) -> bool:
+    """ "How do I deploy an app?" / "How do I deploy an app on Heroku?"."""
+    return _narrows(a, b) or _narrows(b, a)
+
+
+GUARDS: Mapping[str, Guard] = {
+    "language": language,
+    "numbers": numbers,
+    "problem": problem,
+    "negation": negation,
+    "antonyms": antonyms,
+    "opposites": opposites,
+    "question": question,
+    "entities": entities,
+    "literals": literals,
+    "code": code,
+    "form": form,
+    "direction": direction,
+    "order": order,
+    "substitution": substitution,
+    "narrowing": narrowing,
+}
+
+
+def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str | None:
+    """The name of the first guard that objects, those in `off` not asked; None when none does."""
+    if query.text == stored.text and query.code == stored.code and query.fences == stored.fences:
+        return None
+    for name, guard in GUARDS.items():
+        if name not in off and guard(query, stored):
+            return name
+    return None
+
+
+def _flipped(a: Facts, b: Facts) -> bool:
+    """Whether a word of `a` alone has its opposite in `b`: beside it in `a` as well, or not."""
+    for word in a.stems - b.stems:
+        for opposite in lexicon.ANTONYMS.get(word, ()):
+            # A preposition that both say is no opposite: "pay for it", "vote against it for me".
+            if opposite in b.stems and (opposite not in a.stems or opposite not in lexicon.STOP):
+                return True
+    return False
+
+
+def _negates(some: frozenset[str], others: frozenset[str]) -> bool:
+    for word in some:
+        if word.startswith(_PREFIXES):
+            # "into" is no opposite of "to".
+            rests = (word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix))
+            if any(len(rest) > 2 and rest in others for rest in rests):
+                return True
+        bare = word.removesuffix("les")  # what the stem of "-less" ends in
+        if bare != word and (bare in others or bare + "ful" in others):
+            return True
+    return False
+
+
+def _lacking(a: Facts, b: Facts) -> frozenset[str]:
+    """What `a` names and `b` does not, an acronym and its long form taken for one."""
+    missing = (a.names | a.known) - b.stems
+    if not missing:
+        return missing
+    return frozenset(name for name in missing if not _spelt_out(name, a, b))
+
+
+def _spelt_out(name: str, a: Facts, b: Facts) -> bool:
+    initials = "".join(word[0] for word in b.content)
+    if name in a.acronyms and len(name) > 2 and name in initials:
+        return True
+    own = "".join(word[0] for word in a.content)
+    return any(
+        len(short) > 2 and short in own and name[0] in short
+        for short in b.acronyms
+        if short not in a.words
+    )
+
+
+def _kin(one: str, other: str) -> bool:
+    """Whether the two are forms of one word: improv and improvement, addict and addictiv."""
+    short, long = sorted((one, other), key=len)
+    return len(short) > 4 and long.startswith(short) and long[len(short) :] in _FORMS
+
+
+def _apart(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """What is left of each when the words both begin and end with are taken off, and how many."""
+    shorter = min(len(a), len(b))
+    head = next((at for at in range(shorter) if a[at] != b[at]), shorter)
+    tail = next((at for at in range(shorter - head) if a[-1 - at] != b[-1 - at]), shorter - head)
+    return a[head : len(a) - tail], b[head : len(b) - tail], head + tail
+
+
+def _roles(read: Facts) -> dict[str, str]:
+    return dict(zip(read.content, read.roles, strict=True))
+
+
+def _narrows(a: Facts, b: Facts) -> bool:
+    """Whether `b` says all that `a` says, and hangs something more on it."""
+    if len(b.content) <= len(a.content) or not b.stems.issuperset(a.content):
+        return False
+    extra = Counter(b.content) - Counter(a.content)
+    if Counter(a.content) - Counter(b.content):
+        return False
+    hanging = [
+        (at, word)
+        for at, (word, role) in enumerate(zip(b.content, b.roles, strict=True))
+        if word in extra and role not in _NOT_NARROWING and not _kept(role, b, extra)
+    ]
+    if any(word in b.known for _, word in hanging):
+        return True
+    first = len(b.content) - extra.total()
+    told = bool(a.content) and b.content[:first] == a.content
+    return told and any(at == first for at, _ in hanging) and not extra.keys() <= _NEUTRAL
+
+
+def _kept(role: str, read: Facts, extra: Counter[str]) -> bool:
+    """Whether something outside `extra` hangs on the same preposition."""
+    told = zip(read.content, read.roles, strict=True)
+    return any(role == other and word not in extra for word, other in told)

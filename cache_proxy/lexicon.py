@@ -1,0 +1,216 @@
+"""The word lists, read once into constant tables; wording and guards look things up here.
+
+Nothing but tables: no judgement, no text of a request, no state after import.
+In the files `#` opens a comment line and `_` joins the words of a phrase (a blank in the tables).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.resources import files
+
+__all__ = [
+    "ANTONYMS",
+    "BARE_VIETNAMESE",
+    "BEFORE_VERB",
+    "CLAUSE",
+    "CONTRACTIONS",
+    "DIRECTIONS",
+    "ENGLISH_STOP",
+    "FORM",
+    "FORM_PHRASES",
+    "LOOSE_UNITS",
+    "MARKERS",
+    "NAMES",
+    "NEGATORS",
+    "NOT_NOW",
+    "NUMBERS",
+    "OPENINGS",
+    "OTHER_STOP",
+    "PARTICLES",
+    "PHRASES",
+    "PLAIN",
+    "POINTERS",
+    "QUESTION",
+    "QUESTION_PHRASES",
+    "SHORT_OPENINGS",
+    "STOP",
+    "SYNONYMS",
+    "TIMELY",
+    "TIMELY_PHRASES",
+    "UNITS",
+    "UNTOLD",
+    "VERBS",
+    "VIETNAMESE_NUMBERS",
+    "VIETNAMESE_STOP",
+    "WHOLE_TURNS",
+    "bare",
+    "label",
+    "stem",
+]
+
+# Words kept with their stems at most; a request's words repeat those of others.
+_KEPT_WORDS = 16_384
+_VOWELS = frozenset("aeiouy")
+_BARE = str.maketrans({"đ": "d", "Đ": "D"})
+
+
+def stem(word: str) -> str:
+    """The word without its common English endings; a label for comparing, not a word.
+
+    British and American spellings and doubled letters fall together. Over-merging is possible
+    and harmless here: it only ever makes two words count as equal when both were shortened.
+    """
+    if len(word) < 4 or not word.isascii() or not word.isalpha():
+        return word
+    for ending, put in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
+        if word.endswith(ending):
+            word = word[: -len(ending)] + put
+            break
+    else:
+        if word.endswith("s") and word[-2] not in "sui":
+            word = word[:-1]
+    if word.endswith("ied"):
+        word = word[:-3] + "y"
+    for ending in ("ing", "ed"):
+        rest = word[: -len(ending)]
+        if word.endswith(ending) and len(rest) > 2 and _VOWELS & set(rest):
+            word = rest
+            break
+    if len(word) > 5 and word.endswith("ly"):
+        word = word[:-2]
+    word = word.removesuffix("e") if len(word) > 3 else word
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    if len(word) > 5 and word.endswith("is"):
+        word = word[:-2] + "iz"
+    if len(word) > 4 and word.endswith("our"):
+        word = word[:-3] + "or"
+    return word
+
+
+@lru_cache(_KEPT_WORDS)
+def label(word: str) -> str:
+    """What the word counts as: a known name's first spelling, a synonym's stem or its own."""
+    if word in NAMES and word not in STOP:
+        return NAMES[word]
+    short = stem(word)
+    return SYNONYMS.get(short, short)
+
+
+def bare(text: str) -> str:
+    """The text without Vietnamese (or any combining) marks."""
+    marked = unicodedata.normalize("NFD", text.translate(_BARE))
+    return "".join(letter for letter in marked if not unicodedata.combining(letter))
+
+
+def _words(line: str) -> list[str]:
+    return [word.replace("_", " ") for word in line.split()]
+
+
+def _lines(*names: str) -> list[str]:
+    folder = files("cache_proxy") / "words"
+    read = ((folder / f"{name}.txt").read_text(encoding="utf-8") for name in names)
+    lines = (
+        unicodedata.normalize("NFC", line).strip() for text in read for line in text.split("\n")
+    )
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _set(*names: str) -> frozenset[str]:
+    return frozenset(word for line in _lines(*names) for word in _words(line))
+
+
+def _groups(*names: str, label_is_member: bool = True) -> dict[str, str]:
+    table: dict[str, str] = {}
+    for line in _lines(*names):
+        label, *members = _words(line)
+        for member in [label, *members] if label_is_member else members:
+            table.setdefault(member.strip("."), label.strip("."))
+    return table
+
+
+def _antonyms() -> dict[str, frozenset[str]]:
+    table: dict[str, set[str]] = {}
+    plain = [tuple(_words(line)) for line in _lines("en.antonyms", "vi.antonyms")]
+    unmarked = [tuple(map(bare, _words(line))) for line in _lines("vi.antonyms")]
+    for one, other in plain + [pair for pair in unmarked if pair[0] != pair[1]]:
+        left, right = label(one), label(other)
+        table.setdefault(left, set()).add(right)
+        table.setdefault(right, set()).add(left)
+    return {word: frozenset(words - {word}) for word, words in table.items()}
+
+
+def _units() -> tuple[dict[str, str], frozenset[str]]:
+    table: dict[str, str] = {}
+    loose: set[str] = set()
+    for line in _lines("en.units"):
+        label, *members = _words(line.lstrip("~"))
+        for member in (label, *members):
+            table.setdefault(member.strip("."), label)
+        if line.startswith("~"):
+            loose.add(label)
+    return table, frozenset(loose)
+
+
+def _openings(tables: Iterable[Iterable[str]]) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """First word -> the phrases it opens, longest first, for a greedy match over tokens."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for table in tables:
+        for entry in table:
+            words = tuple(entry.split())
+            if len(words) > 1:
+                found.setdefault(words[0], set()).add(words)
+    return {first: tuple(sorted(some, key=len, reverse=True)) for first, some in found.items()}
+
+
+CONTRACTIONS: Mapping[str, tuple[str, ...]] = {
+    line.split()[0]: tuple(line.split()[1:]) for line in _lines("en.contractions")
+}
+ENGLISH_STOP = _set("en.stop")
+VIETNAMESE_STOP = _set("vi.stop")
+BARE_VIETNAMESE = _set("vi.bare")
+OTHER_STOP = _set("other.stop") - ENGLISH_STOP
+STOP = ENGLISH_STOP | VIETNAMESE_STOP
+PLAIN = _set("en.plain", "vi.plain")
+UNTOLD = STOP | PLAIN
+MARKERS = _set("en.markers", "vi.markers")
+BEFORE_VERB = _set("en.before_verb")
+VERBS = _set("en.verbs")
+CLAUSE = _set("en.clause")
+DIRECTIONS = _set("en.directions", "vi.directions")
+POINTERS = _set("en.pointers", "vi.pointers")
+NOT_NOW = _set("en.not_now")
+PARTICLES = _set("vi.particles")
+NEGATORS = _set("en.negators", "vi.negators")
+NAMES: Mapping[str, str] = _groups("en.names", "vi.names")
+UNITS, LOOSE_UNITS = _units()
+NUMBERS: Mapping[str, str] = dict(line.split() for line in _lines("en.numbers"))
+VIETNAMESE_NUMBERS: Mapping[str, str] = dict(line.split() for line in _lines("vi.numbers"))
+SYNONYMS: Mapping[str, str] = {
+    stem(word): stem(label) for word, label in _groups("en.synonyms", "vi.synonyms").items()
+}
+# Keyed by label, so that "decreased" meets "increasing".
+ANTONYMS: Mapping[str, frozenset[str]] = _antonyms()
+FORM: Mapping[str, str] = _groups("en.form", "vi.form", label_is_member=False)
+TIMELY = _set("en.timely", "vi.timely") | {bare(phrase) for phrase in _set("vi.timely")}
+_TURNS = _lines("en.anaphora", "vi.anaphora")
+WHOLE_TURNS = frozenset(turn for turn in _TURNS if turn[-1] not in ".~")
+OPENINGS = tuple(turn.removesuffix("...") for turn in _TURNS if turn.endswith("..."))
+SHORT_OPENINGS = tuple(turn.removesuffix("~") for turn in _TURNS if turn.endswith("~"))
+TIMELY_PHRASES = _openings([TIMELY])
+FORM_PHRASES = _openings([FORM])
+QUESTION: Mapping[str, str] = _groups("en.question", "vi.question", label_is_member=False)
+QUESTION_PHRASES = _openings([QUESTION])
+PHRASES = _openings(
+    [
+        _set("en.antonyms", "vi.antonyms"),
+        ANTONYMS,
+        NAMES,
+        NEGATORS,
+        SYNONYMS,
+        _groups("en.synonyms", "vi.synonyms"),
+    ]
+)

@@ -1,0 +1,288 @@
+"""The guards' promise: texts that need different answers never share one (fault 62)."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_proxy.guards import GUARDS, facts, veto
+
+# Guard -> pairs it must object to itself, whatever the others say.
+OBJECTS: dict[str, list[tuple[str, str]]] = {
+    "language": [
+        ("What is love?", "Tình yêu là gì?"),
+        ("Thủ đô của Pháp là gì?", "What is the capital of France?"),
+        ("How do I cook rice?", "¿Cómo puedo cocinar el arroz?"),
+        ("What is the time in Tokyo?", "東京は何時ですか"),
+        ("How do I reset it?", "Wie kann ich das zurücksetzen und wann?"),
+        ("Làm sao để nấu cơm?", "Comment faire pour cuire du riz dans une casserole?"),
+        ("Where is the station?", "Где находится вокзал?"),
+        ("How do I cook rice?", "Lam sao de nau com cho nhieu nguoi?"),
+    ],
+    "numbers": [
+        ("track order 48213", "track order 48231"),
+        ("track order ORD-48213", "track order ORD-48231"),
+        ("refund after 2 weeks", "refund after 3 weeks"),
+        ("two weeks of notice", "three weeks of notice"),
+        ("take 500mg", "take 500ml"),
+        ("open at 7am", "open at 7pm"),
+        ("new in Python 3.9", "new in Python 3.11"),
+        ("new in v1.2", "new in v1.3"),
+        ("pay 1,000 euros", "pay 10,000 euros"),
+        ("the 1st of May", "the 2nd of May"),
+        ("on 2024-05-01", "on 2024-05-11"),
+        ("How many megabytes in it?", "How many kilobytes in it?"),
+        ("best films", "best films of 2024"),
+        ("Convert 5 miles to km", "Convert 5 km to miles"),
+        ("hoàn tiền sau 2 tuần", "hoàn tiền sau 3 tuần"),
+        ("chuyển 1.000.000 đồng", "chuyển 10.000.000 đồng"),
+    ],
+    "problem": [
+        (
+            "Ann has 3 hats at $4 and 2 scarves. What does she pay?",
+            "Ann has 3 hats at $4 and 2 scarves and gives one away. What does she pay?",
+        ),
+        (
+            "A tank of 40 l gains 6 l an hour for 3 hours. How full is it?",
+            "A tank of 40 l loses 6 l an hour for 3 hours. How full is it?",
+        ),
+    ],
+    "negation": [
+        ("Cancel my plan", "Don't cancel my plan"),
+        ("Cancel my plan", "Do not cancel my plan"),
+        ("Cancel my plan", "Don’t cancel my plan"),
+        ("Which foods should I eat?", "Which foods should I not eat?"),
+        ("a recipe with sugar", "a recipe without sugar"),
+        ("Why does it restart?", "Why does it never restart?"),
+        ("all countries", "all countries except one"),
+        ("How do I make it bark?", "How do I stop it barking?"),
+        ("Is it sold?", "Is it no longer sold?"),
+        ("I can log in", "I cannot log in"),
+        ("Tôi nên hủy đơn", "Tôi không nên hủy đơn"),
+        ("Hãy gọi cho tôi", "Đừng gọi cho tôi"),
+    ],
+    "antonyms": [
+        ("turn on dark mode", "turn off dark mode"),
+        ("turn the heating on", "turn the heating off"),
+        ("enable two factor login", "disable two factor login"),
+        ("How do I accept the offer?", "How do I decline the offer?"),
+        ("increasing the limit", "decreased the limit"),
+        ("the cheapest flight", "the most expensive flight"),
+        ("the best film", "the worst film"),
+        ("the pros and cons of it", "the pros of it"),
+        ("foods for adults", "foods for children"),
+        ("bật chế độ tối", "tắt chế độ tối"),
+        ("bat che do toi", "tat che do toi"),
+        ("thêm sản phẩm", "xóa sản phẩm"),
+        ("cách đăng nhập", "cách đăng xuất"),
+    ],
+    "opposites": [
+        ("Is aspirin safe?", "Is aspirin unsafe?"),
+        ("a refundable ticket", "a non-refundable ticket"),
+        ("a formal letter", "an informal letter"),
+        ("Is it possible?", "Is it impossible?"),
+        ("Is it legal?", "Is it illegal?"),
+        ("a painful treatment", "a painless treatment"),
+        ("a regular verb", "an irregular verb"),
+        ("How do I connect it?", "How do I disconnect it?"),
+    ],
+    "question": [
+        ("When was the tower built?", "Where was the tower built?"),
+        ("Who built the tower?", "When was the tower built?"),
+        ("Why do cells divide?", "How do cells divide?"),
+        ("How many wines do I need?", "How much wine do I need?"),
+        ("How long is the river?", "How old is the river?"),
+        ("Ai xây tháp này?", "Khi nào xây tháp này?"),
+        ("Tại sao xây tháp?", "Xây tháp ở đâu?"),
+        ("Đi bao lâu?", "Đi bao xa?"),
+    ],
+    "entities": [
+        ("capital of France", "capital of Spain"),
+        ("whats the capital of australia", "whats the capital of austria"),
+        ("sort a list in Python", "sort a list in Ruby"),
+        ("sort a list in python", "sort a list in ruby"),
+        ("Who is Ada Lovelace?", "Who is Alan Turing?"),
+        ("the meeting on Monday", "the meeting on Tuesday"),
+        ("convert 5 USD to EUR", "convert 5 USD to GBP"),
+        ("the ratio of VTI", "the ratio of VOO"),
+        ("Thủ đô của Pháp là gì?", "Thủ đô của Nhật là gì?"),
+        ("thời tiết hà nội", "thời tiết đà nẵng"),
+    ],
+    "literals": [
+        ("open notes.txt", "open todo.txt"),
+        ("open the file", "open the file notes.txt"),
+        ("write to ann@example.com", "write to bob@example.com"),
+        ("fetch https://example.com/a", "fetch https://example.com/b"),
+        ('What does "foo" mean?', 'What does "bar" mean?'),
+        ("What does 'foo' mean?", "What does 'bar' mean?"),
+        ("what is read_csv", "what is read_json"),
+        ("does array.sort mutate", "does array.toSorted mutate"),
+    ],
+    "code": [
+        ("what is rm -r", "what is rm -rf"),
+        ("what is `a == b`", "what is `a != b`"),
+        ("what is a == b", "what is a != b"),
+        ("is x < y", "is x <= y"),
+        ("what is 2 + 3", "what is 2 * 3"),
+        ("a && b", "a || b"),
+        ("what does \\d match", "what does \\w match"),
+        ("fix ```\nx = 1\n```", "fix ```\nx = 2\n```"),
+        ("the <ul> tag", "the <ol> tag"),
+    ],
+    "form": [
+        ("Explain recursion", "Explain recursion in one sentence"),
+        ("Explain recursion", "Explain recursion to a child"),
+        ("Explain recursion briefly", "Explain recursion in detail"),
+        ("Write a haiku about it", "Write a sonnet about it"),
+        ("the causes of it", "the causes of it as JSON"),
+        ("the causes of it", "the causes of it in bullet points"),
+        ("Summarize the causes", "Explain the causes"),
+        ("Giải thích đệ quy", "Giải thích đệ quy ngắn gọn"),
+    ],
+    "direction": [
+        ("flight from Paris to Rome", "flight from Rome to Paris"),
+        ("Convert miles to inches", "Convert inches to miles"),
+        ("Is Rust better than Go?", "Is Go better than Rust?"),
+        (
+            "the formula to convert Celsius to Fahrenheit",
+            "the formula to convert Fahrenheit to Celsius",
+        ),
+        ("use soda instead of powder", "use powder instead of soda"),
+        ("Should I eat before running?", "Should I run before eating?"),
+        ("translate this from Spanish to English", "translate this from English to Spanish"),
+        ("vé từ Hà Nội đến Huế", "vé từ Huế đến Hà Nội"),
+    ],
+    "order": [
+        ("the dog bites the man", "the man bites the dog"),
+        ("Did Ann sue Bob?", "Did Bob sue Ann?"),
+        ("cats chase mice", "mice chase cats"),
+    ],
+    "substitution": [
+        ("track my order", "cancel my order"),
+        ("How much protein is in chicken breast?", "How much protein is in tofu breast?"),
+        ("the melting point of copper", "the melting point of bronze"),
+        ("points in a season game", "points in a playoff game"),
+        ("the record points in a regular season game", "the record points in a playoff game"),
+        ("does a cache keep a permanent redirect", "does a cache keep a temporary redirect"),
+        ("cách nấu cơm trắng", "cách nấu phở trắng"),
+        ("đổi mật khẩu ví", "quên mật khẩu ví"),
+    ],
+    "narrowing": [
+        ("How do I deploy an app?", "How do I deploy an app on Heroku?"),
+        ("What is the tax rate?", "What is the tax rate in Germany?"),
+        ("What are the rules?", "What are the rules for minors?"),
+        ("the maximum upload size", "the maximum upload size per file"),
+        ("How do I rotate the key?", "How do I rotate the key during an outage?"),
+        ("Is the API rate limited?", "Is the API rate limited for unauthenticated callers?"),
+        ("How do I sort a list?", "In Ruby, how do I sort a list?"),
+        ("phí chuyển tiền", "phí chuyển tiền ở Mỹ"),
+    ],
+}
+
+# Pairs that may share an answer: no guard may object.
+SHARE: list[tuple[str, str]] = [
+    ("What is the capital of France?", "What's France's capital city?"),
+    ("What is the capital of France?", "capital of France?"),
+    ("How do I reset my password?", "How can I reset my password?"),
+    ("How do I reset my password?", "I forgot my password, how do I reset it"),
+    (
+        "How do I reset my password?",
+        "Please could you kindly tell me how I reset my password? Thanks!",
+    ),
+    ("pay 1,000 euros", "pay 1000 euros"),
+    ("pay 1000 EUR", "pay €1000"),
+    ("a notice of two weeks", "a notice of 2 weeks"),
+    ("twenty five people", "25 people"),
+    ("take 500 mg", "take 500mg"),
+    ("open at 7am", "open at 7 AM"),
+    ("bake at 400F", "bake at 400 degrees Fahrenheit"),
+    ("I can't log in", "I cannot log in"),
+    ("I can’t log in", "I can't log in"),
+    ("delete a file", "delete files"),
+    ("How do I purchase a ticket?", "How do I buy a ticket?"),
+    ("organise the colours", "organize the colors"),
+    ('What does "idempotent" mean?', "What does 'idempotent' mean?"),
+    ("What does idempotent mean?", "What does 'idempotent' mean?"),
+    ("the UK capital", "the capital of the United Kingdom"),
+    ("flight from Paris to Rome", "flight to Rome from Paris"),
+    ("the pros and cons of it", "the cons and pros of it"),
+    ("Vim vs Emacs", "Emacs vs Vim"),
+    ("reduce work stress", "reduce stress at work"),
+    ("I lost my card", "My card is lost"),
+    ("Where can I buy it?", "How can I buy it?"),
+    ("What is a closure in JavaScript?", "Can you explain what JavaScript closures are?"),
+    ("Should it be banned?", "Should it be banned or not?"),
+    ("You are afraid", "You are afraid, aren't you?"),
+    ("What does GDPR say?", "What does the General Data Protection Regulation say?"),
+    ("What is the best film in the world?", "What is the best film?"),
+    ("convert 72 F to Celsius", "Please convert 72 Fahrenheit to Celsius"),
+    ("Thủ đô của Pháp là gì?", "thủ đô nước Pháp là gì"),
+    ("Làm sao để đổi mật khẩu?", "Làm thế nào để đổi mật khẩu?"),
+    ("Bạn có thể giúp tôi đổi mật khẩu không?", "Giúp tôi đổi mật khẩu"),
+    ("xóa tài khoản", "xoá tài khoản"),
+]
+
+CASES = [(name, a, b) for name, pairs in OBJECTS.items() for a, b in pairs]
+
+
+@pytest.mark.parametrize(("name", "a", "b"), CASES)
+def test_a_guard_objects_to_its_traps_from_either_side(name: str, a: str, b: str) -> None:
+    """Fault 62: a changed word that changes the answer is seen by the guard made for it."""
+    assert GUARDS[name](facts(a), facts(b))
+    assert GUARDS[name](facts(b), facts(a))
+    assert veto(facts(a), facts(b))
+
+
+@pytest.mark.parametrize(("a", "b"), SHARE)
+def test_genuine_rewordings_pass_every_guard(a: str, b: str) -> None:
+    """A cache that objects to everything is never wrong and of no use."""
+    assert veto(facts(a), facts(b)) is None
+
+
+def test_every_guard_has_traps_and_a_docstring_with_an_example() -> None:
+    """The table in the file is the whole list; what is not tried here is not promised."""
+    assert set(OBJECTS) == set(GUARDS)
+    assert all('"' in (guard.__doc__ or "") for guard in GUARDS.values())
+
+
+@pytest.mark.parametrize("name", list(GUARDS))
+def test_each_guard_can_be_switched_off(name: str) -> None:
+    """With all others off a guard speaks alone; switched off as well, nobody does."""
+    a, b = map(facts, OBJECTS[name][0])
+    others = frozenset(GUARDS) - {name}
+    assert veto(a, b, off=others) == name
+    assert veto(a, b, off=others | {name}) is None
+
+
+ODD = "what is not don't on off 2 7am Paris == \" ` ``` \n from to không tắt new york . x_y ' US"
+WORDS = st.sampled_from([*ODD.split(" "), "unsafe", "safe", "-rf", "and", "or"])
+TEXTS = st.one_of(st.text(max_size=80), st.lists(WORDS, max_size=14).map(" ".join))
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS)
+def test_a_text_is_never_kept_from_its_own_answer(text: str) -> None:
+    """No text, however odd, is vetoed against itself, with spaces around it or without."""
+    assert veto(facts(text), facts(text)) is None
+    assert veto(facts(f" {text}\n"), facts(text)) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, TEXTS)
+def test_the_order_of_the_two_texts_never_matters(one: str, other: str) -> None:
+    """What is stored first must not decide what is served."""
+    a, b = facts(one), facts(other)
+    assert veto(a, b) == veto(b, a)
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "'" * 20_000, "`" * 20_000, "1,1" * 7_000, "a." * 10_000, "a_" * 10_000]
+)
+def test_odd_long_texts_are_read_in_bounded_time(text: str) -> None:
+    """A hostile prompt must not hold the worker: reading stays near linear."""
+    began = time.process_time()
+    facts(text)
+    assert time.process_time() - began < 2
