@@ -1,0 +1,282 @@
+"""The bytes of what the store keeps: entries, and the rules that purges leave behind.
+
+Plain functions of their arguments: no I/O, no clock. An entry is header, vector, small facts,
+body. Header and vector come first, under a checksum of their own, so that a rebuild reads that
+range alone. Nothing here can run code from what it reads, and no entry is believed before its
+keyed checksum held.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import orjson
+
+from cache_proxy.model import Entry, Selector, Usage
+
+__all__ = [
+    "HEAD_BYTES",
+    "Corrupt",
+    "Head",
+    "Purges",
+    "Rule",
+    "head_length",
+    "pack",
+    "pack_rule",
+    "thin",
+    "unpack",
+    "unpack_head",
+    "unpack_rule",
+]
+
+_MAGIC = b"SCP"
+_SCHEMA = 1
+# magic, schema, fingerprint, partition, digest, epoch, created, expires, then three lengths.
+_FIELDS = struct.Struct(">3sB8s20s20sQQQIII")
+_SUM = 16  # bytes; a forged or flipped entry passes once in 2^128
+_HEAD_SUM = _FIELDS.size  # checksum over fields and vector
+_WHOLE_SUM = _HEAD_SUM + _SUM  # checksum over everything but itself
+HEAD_BYTES = _WHOLE_SUM + _SUM  # the vector starts here
+
+
+class Corrupt(Exception):
+    """These bytes are not an entry that we wrote: cut, flipped, forged or of another schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a rebuild of the index needs of an entry, without its body."""
+
+    digest: bytes
+    partition: bytes
+    fingerprint: bytes
+    expires: int
+    epoch: int
+    vector: bytes  # fp16, little-endian; empty when only the exact tier may serve it
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One purge: entries of an earlier epoch than `epoch` that match are gone."""
+
+    epoch: int
+    at: int  # Unix seconds of the purge
+    selector: Selector
+
+
+class _Hash(Protocol):
+    def copy(self) -> _Hash: ...
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+@lru_cache(maxsize=8)
+def _keyed(key: bytes) -> _Hash:
+    # Copying a keyed state costs half of keying a new one.
+    return blake2b(key=key, digest_size=_SUM)
+
+
+def _checksum(key: bytes, *parts: bytes) -> bytes:
+    state = _keyed(key).copy()
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+def pack(entry: Entry, vector: bytes, key: bytes) -> bytes:
+    """Entry and vector (fp16 bytes, may be empty) as one value. `key` is 1 to 64 secret bytes.
+
+    Raises Corrupt for an entry that could not be read back: wrong widths, text that is no UTF-8.
+    """
+    if (len(entry.fingerprint), len(entry.partition), len(entry.digest)) != (8, 20, 20):
+        raise Corrupt("fingerprint, partition and digest are 8, 20 and 20 bytes wide")
+    try:
+        meta = orjson.dumps(_facts(entry))
+        fields = _FIELDS.pack(
+            _MAGIC,
+            _SCHEMA,
+            entry.fingerprint,
+            entry.partition,
+            entry.digest,
+            entry.epoch,
+            entry.created,
+            entry.expires,
+            len(vector),
+            len(meta),
+            len(entry.body),
+        )
+    except (orjson.JSONEncodeError, struct.error) as exc:
+        raise Corrupt("a field cannot be encoded") from exc
+    head = fields + _checksum(key, fields, vector)
+    whole = _checksum(key, head, vector, meta, entry.body)
+    return b"".join((head, whole, vector, meta, entry.body))
+
+
+def _facts(entry: Entry) -> tuple[object, ...]:
+    """What a rebuild has no use for, in the order in which `unpack` reads it."""
+    usage = entry.usage
+    return (
+        entry.text,
+        entry.model,
+        entry.provider,
+        entry.tenant,
+        entry.namespace,
+        entry.tags,
+        None if usage is None else (usage.input, usage.output, usage.cached, usage.reasoning),
+        entry.cost,
+    )
+
+
+def unpack(data: bytes, key: bytes) -> tuple[Entry, bytes]:
+    """The entry and its vector, all checked. Raises Corrupt; never anything else."""
+    fields = _fields(data)
+    fingerprint, partition, digest, epoch, created, expires, vector_len, meta_len, body_len = fields
+    meta_at = HEAD_BYTES + vector_len
+    body_at = meta_at + meta_len
+    if len(data) != body_at + body_len:
+        raise Corrupt("cut or padded")
+    # One pass over all bytes; the head's own checksum is covered by it.
+    if _checksum(key, data[:_WHOLE_SUM], data[HEAD_BYTES:]) != data[_WHOLE_SUM:HEAD_BYTES]:
+        raise Corrupt("checksum")
+    # Behind a keyed checksum these are our own bytes: what `pack` wrote, `loads` reads.
+    text, model, provider, tenant, namespace, tags, usage, cost = orjson.loads(
+        data[meta_at:body_at]
+    )
+    entry = Entry(
+        digest,
+        partition,
+        fingerprint,
+        epoch,
+        created,
+        expires,
+        text,
+        model,
+        provider,
+        tenant,
+        namespace,
+        tuple(tags),
+        None if usage is None else Usage(*usage),
+        cost,
+        data[body_at:],
+    )
+    return entry, data[HEAD_BYTES:meta_at]
+
+
+def head_length(data: bytes) -> int:
+    """How many bytes `unpack_head` needs of this value. Raises Corrupt."""
+    vector_len: int = _fields(data)[6]
+    return HEAD_BYTES + vector_len
+
+
+def unpack_head(data: bytes, key: bytes) -> Head:
+    """The head of a value of which at least `head_length` bytes are here. Raises Corrupt."""
+    fingerprint, partition, digest, epoch, _, expires, vector_len, _, _ = _fields(data)
+    vector = data[HEAD_BYTES : HEAD_BYTES + vector_len]
+    if len(vector) != vector_len:
+        raise Corrupt("cut")
+    if _checksum(key, data[: _FIELDS.size], vector) != data[_HEAD_SUM:_WHOLE_SUM]:
+        raise Corrupt("checksum")
+    return Head(digest, partition, fingerprint, expires, epoch, vector)
+
+
+def _fields(data: bytes) -> tuple[Any, ...]:
+    """The fixed fields after magic and schema, unverified."""
+    if len(data) < HEAD_BYTES:
+        raise Corrupt("cut")
+    magic, schema, *fields = _FIELDS.unpack_from(data)
+    if magic != _MAGIC or schema != _SCHEMA:
+        raise Corrupt("magic or schema")
+    return tuple(fields)
+
+
+def pack_rule(rule: Rule) -> bytes:
+    """A rule as JSON, without its epoch, which names the place where it is kept."""
+    selector = rule.selector
+    return orjson.dumps(
+        {
+            "at": rule.at,
+            "digest": None if selector.digest is None else selector.digest.hex(),
+            "tag": selector.tag,
+            "namespace": selector.namespace,
+            "model": selector.model,
+            "created_before": selector.created_before,
+        }
+    )
+
+
+def unpack_rule(epoch: int, data: bytes) -> Rule:
+    """The rule of `epoch`. One that cannot be read purges everything: too much, never too little.
+
+    It counts as made at the epoch's own time, for epochs are milliseconds.
+    """
+    try:
+        fields = orjson.loads(data)
+        at = int(fields.pop("at"))
+        digest = fields.pop("digest")
+        return Rule(
+            epoch, at, Selector(None if digest is None else bytes.fromhex(digest), **fields)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Rule(epoch, epoch // 1000, Selector())
+
+
+class Purges:
+    """The rules in force, newest first, and whom they mean.
+
+    Purges by tag are the ones that come by the hundred (a document changed), so they are looked
+    up and not walked through.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._tags: dict[str, int] = {}
+        self._others: list[Rule] = []
+        for rule in self.rules:
+            tag = rule.selector.tag
+            if tag is not None and rule.selector == Selector(tag=tag):
+                self._tags.setdefault(tag, rule.epoch)
+            else:
+                self._others.append(rule)
+
+    def mean(self, entry: Entry) -> bool:
+        """Whether a purge since the entry's request began takes it away."""
+        for tag in entry.tags:
+            if self._tags.get(tag, -1) > entry.epoch:
+                return True
+        for rule in self._others:
+            if rule.epoch <= entry.epoch:
+                return False
+            if rule.selector.matches(entry):
+                return True
+        return False
+
+
+def thin(rules: Iterable[Rule], oldest: int, most: int) -> list[Rule]:
+    """The rules that still matter, newest first.
+
+    Dropped are those made before `oldest` (Unix seconds), since no entry lives that long, those
+    that were made again later, and those below a purge of everything. Of more than `most` the
+    older half becomes one purge of everything up to there: purging too much only costs misses.
+    """
+    newest_by_selector: dict[Selector, Rule] = {}
+    for rule in sorted(rules, key=_epoch):
+        if rule.at >= oldest:
+            newest_by_selector[rule.selector] = rule
+    kept = sorted(newest_by_selector.values(), key=_epoch, reverse=True)
+    for place, rule in enumerate(kept):
+        if rule.selector == Selector():
+            kept = kept[: place + 1]
+            break
+    if len(kept) > most:
+        newest = kept[most // 2]
+        kept[most // 2 :] = [Rule(newest.epoch, newest.at, Selector())]
+    return kept
+
+
+def _epoch(rule: Rule) -> int:
+    return rule.epoch
