@@ -83,12 +83,11 @@ class Call:
     """One request on its way through `proxy.handle`: the parsed body and what surrounds it."""
 
     request: Request
-    directives: Directives
+    asked: Directives
     partition: bytes  # keyed MAC of everything that must be equal
     digest: bytes  # keyed MAC of partition and text; the entry's own name
     tenant: str  # keyed MAC, hex; fit for counters
     token: bytes  # keyed MAC of the exact credential
-    provider: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +105,14 @@ class Policy:
     max_answer_bytes: int = 2 * 1024 * 1024
     languages: frozenset[str] | None = None  # what the encoder serves; None is any
     shadow: bool = False
+    semantic_shadow: bool = False  # the encoder has no calibrated threshold: it only reports
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Fit for the cache. `exact_only` says why the semantic tier is closed, "" when it is open."""
+    """Fit for the cache; whether by meaning as well is `decisions.closed`'s question."""
 
-    text: str
-    exact_only: str = ""
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +235,7 @@ class Outcome:
     shadow: bool = False
     refresh: bool = False
     stored: bool = False
+    discard: str = ""  # why a good-looking answer was not stored
     age: int | None = None
     ttl: int | None = None
     saved: Usage | None = None

@@ -1,0 +1,1 @@
+"""Measuring: commands that print the README's figures, and the notebooks' logic."""

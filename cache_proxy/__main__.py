@@ -1,0 +1,5 @@
+"""`python -m cache_proxy` is `cache-proxy`."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,261 @@
+"""HTTP in, HTTP out: limits, pass-through, and clients that leave.
+
+The proxied paths are one plain ASGI callable: a framework's route would cost more CPU than a whole
+exact hit. Decides nothing about caching; knows no provider's JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from .errors import UpstreamUnavailable
+from .model import Outcome
+from .protocols.openai_answer import error
+from .reading import Exchange
+from .reply import Reply, failure, passed_headers
+from .upstream.client import Upstream
+from .upstream.routes import Headers, forward, operation, target
+
+__all__ = ["App"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# Neither of the HTTP parsers bounds all of these.
+_HEAD_BYTES = 65_536
+_HEAD_FIELDS = 200
+
+
+class _Gone(Exception):
+    """The client hung up before its request was whole."""
+
+
+class App:
+    """The proxy's port."""
+
+    def __init__(
+        self,
+        *,
+        handlers: Mapping[str, Callable[[Exchange], Awaitable[Reply]]],
+        upstream: Upstream,
+        base_url: str,
+        record: Callable[[Outcome], None],
+        max_body_bytes: int,
+        body_seconds: float,
+        read_seconds: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._handlers = handlers
+        self._upstream = upstream
+        self._base_url = base_url
+        self._record = record
+        self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
+        self._read_seconds = read_seconds
+        self._now = now
+        self.active = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1003})
+        if scope["type"] != "http":
+            return
+        self.active += 1
+        watcher = _Watcher(receive)
+        try:
+            await self._answer(scope, receive, send, watcher)
+        except asyncio.CancelledError:
+            if not watcher.left:
+                raise
+        except _Gone:
+            pass
+        finally:
+            self.active -= 1
+            watcher.stop()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher) -> None:
+        started = self._now()
+        headers: Headers = scope["headers"]
+        if problem := _bad_head(headers):
+            await _send(send, self._refused(*problem, started))
+            return
+        name = operation(scope["method"], scope["path"])
+        if name is None:
+            await self._pass_through(scope, receive, send, watcher, started)
+            return
+        body = await self._body(headers, receive)
+        if isinstance(body, tuple):
+            await _send(send, self._refused(*body, started))
+            return
+        reply = await self._handlers[name](
+            Exchange(name, scope["raw_path"], scope["query_string"], headers, body, watcher.start)
+        )
+        await _send(send, reply, head_only=False)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | tuple[int, str]:
+        """The whole body, or the status and sentence to refuse it with."""
+        too_large = 413, f"The request body is larger than {self._max_body_bytes} bytes."
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message["body"]
+            return body if len(body) <= self._max_body_bytes else too_large
+        if _length(headers) > self._max_body_bytes:
+            return too_large
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                while True:
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    parts += message["body"]
+                    if len(parts) > self._max_body_bytes:
+                        return too_large
+                    if not message.get("more_body"):
+                        return bytes(parts)
+                    message = await receive()
+        except TimeoutError:
+            return 408, f"The request body took longer than {self._body_seconds:g} seconds."
+
+    async def _pass_through(
+        self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher, started: float
+    ) -> None:
+        """Any other path: byte for byte, streaming both ways, counted and nothing else."""
+        outcome = Outcome(kind="bypass", reason="passthrough")
+        headers: Headers = scope["headers"]
+        url = target(self._base_url, scope["raw_path"], scope["query_string"])
+        body, length = await _streamed(headers, receive, watcher)
+        forwarded = [*forward(headers), *_kept(headers, b"cache-control", b"pragma"), *length]
+        try:
+            try:
+                response = await self._upstream.send(
+                    scope["method"], url, forwarded, body, read_seconds=self._read_seconds
+                )
+            except UpstreamUnavailable as exc:
+                outcome.kind, outcome.reason, outcome.status = "error", "upstream", exc.status_hint
+                text = error(str(exc), exc.status_hint, "upstream_unavailable")
+                await _send(send, failure(outcome, text, retry=True))
+                return
+            outcome.status = response.status
+            try:
+                passed = passed_headers(outcome, response.headers)
+                await _send(
+                    send,
+                    Reply(response.status, passed, response.chunks()),
+                    head_only=scope["method"] == "HEAD",
+                )
+            finally:
+                await response.close()
+        finally:
+            outcome.ms = (self._now() - started) * 1_000
+            self._record(outcome)
+
+    def _refused(self, status: int, message: str, started: float) -> Reply:
+        outcome = Outcome(kind="error", reason="bad_request", status=status)
+        outcome.ms = (self._now() - started) * 1_000
+        self._record(outcome)
+        reply = failure(outcome, error(message, status, "invalid_request"), retry=False)
+        reply.headers.append((b"connection", b"close"))  # unread bytes may still be coming
+        return reply
+
+
+class _Watcher:
+    """Notices that the client hangs up, and cancels the task that works for it.
+
+    One mechanism for all three windows (before the first byte, in mid-stream, not streamed): the
+    task is cancelled wherever it waits, and leaves its flight on the way out.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._receive = receive
+        self._worker = asyncio.current_task()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Call once the request's body is read."""
+        if self._task is None and self._worker is not None:
+            self._task = asyncio.get_running_loop().create_task(self._watch(self._worker))
+
+    async def _watch(self, worker: asyncio.Task[Any]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        worker.cancel()
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def _send(send: Send, reply: Reply, *, head_only: bool = False) -> None:
+    """Send a reply to its end, and settle it however that goes."""
+    try:
+        start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
+        await send(start)
+        if isinstance(reply.body, bytes):
+            await send({"type": "http.response.body", "body": reply.body})
+            return
+        # Where upstream breaks off, the client's connection is closed without an end: the cut
+        # must look like one, and nothing may be spliced on.
+        with suppress(UpstreamUnavailable):
+            async for chunk in reply.body:
+                if not head_only:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+    finally:
+        reply.finish()
+
+
+async def _streamed(
+    headers: Headers, receive: Receive, watcher: _Watcher
+) -> tuple[AsyncIterator[bytes] | None, Headers]:
+    """The request's body as it arrives, None when it has none, and the length it claims."""
+    first = await receive()
+    if first["type"] == "http.disconnect":
+        raise _Gone
+    length = _kept(headers, b"content-length")
+    if not first.get("more_body") and not first["body"]:
+        watcher.start()
+        return None, length
+
+    async def chunks() -> AsyncIterator[bytes]:
+        message = first
+        while True:
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            if message["body"]:
+                yield message["body"]
+            if not message.get("more_body"):
+                watcher.start()
+                return
+            message = await receive()
+
+    return chunks(), length
+
+
+def _bad_head(headers: Headers) -> tuple[int, str] | None:
+    size = hosts = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        hosts += name == b"host"
+    if size > _HEAD_BYTES or len(headers) > _HEAD_FIELDS:
+        return 431, "The request's headers are too large."
+    if hosts != 1:
+        return 400, "The request names no host, or more than one."
+    return None
+
+
+def _length(headers: Headers) -> int:
+    named = [value for name, value in headers if name == b"content-length"]
+    return int(named[0]) if named and re.fullmatch(rb"[0-9]{1,18}", named[0]) else 0
+
+
+def _kept(headers: Headers, *names: bytes) -> Headers:
+    return [(name, value) for name, value in headers if name in names]

@@ -1,0 +1,132 @@
+"""The judgements: may it be cached, which stored answer fits, may the new answer be kept.
+
+Plain functions of their arguments: no I/O, no clock, no randomness, no logging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from . import guards, wording
+from .model import (
+    Answer,
+    Bypass,
+    Candidate,
+    Directives,
+    Discard,
+    Entry,
+    Hit,
+    Miss,
+    Policy,
+    Prompt,
+    Request,
+)
+
+__all__ = ["GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep"]
+
+# Each protocol's own word for an answer that ended because it was done.
+GOOD_ENDINGS = frozenset({"stop", "eos", "end_turn", "stop_sequence", "STOP", "completed"})
+_TOOL_ENDINGS = frozenset({"tool_calls", "function_call", "tool_use"})
+
+# Below this a turn in a conversation leans on what was said before: "Where is it?"
+_FEWEST_CONTENT_WORDS = 3
+
+
+def admit(request: Request, asked: Directives, policy: Policy) -> Prompt | Bypass:
+    """May this request meet the cache at all? Cheap: exact hits pay for it too."""
+    if asked.mode == "off":
+        return Bypass("off")
+    if asked.no_store:
+        return Bypass("no_store")
+    if request.temperature is not None and request.temperature > policy.max_temperature:
+        return Bypass("temperature")
+    if request.web_search:
+        return Bypass("web_search")
+    if policy.bypass_time_bound and request.text and _time_bound(request.text):
+        return Bypass("time_bound")
+    return Prompt(request)
+
+
+def _time_bound(text: str) -> bool:
+    return _short_time_bound(text) if len(text) <= _SHORT else wording.time_bound(text)
+
+
+# What is asked again is mostly asked in the same words, and an exact hit pays for this question.
+_SHORT = 1_000
+_short_time_bound = lru_cache(4_096)(wording.time_bound)
+
+
+def closed(request: Request, asked: Directives, policy: Policy) -> str:
+    """Why this request may only be matched exactly; "" when meaning may decide."""
+    text = request.text
+    if asked.mode == "exact":
+        return "mode"
+    if not text:
+        return "no_text"
+    if request.declares_tools and not policy.semantic_with_tools:
+        return "tools"
+    if request.tool_turns:
+        return "tool_turns"
+    if request.other_parts:
+        return "parts"
+    if request.choices > 1:
+        return "choices"
+    if wording.anaphoric(text):
+        return "anaphoric"
+    if request.turns > 1 and len(wording.content_words(text)) < _FEWEST_CONTENT_WORDS:
+        return "short_turn"
+    if policy.languages is not None:
+        language = wording.language(text)
+        if language and language not in policy.languages:
+            return "language"
+    return ""
+
+
+def fits(entry: Entry, asked: Directives, now: int) -> bool:
+    """Is a stored answer young enough for this caller?"""
+    return asked.max_age is None or now - entry.created <= asked.max_age
+
+
+def choose(
+    text: str, candidates: Sequence[Candidate], asked: Directives, policy: Policy, now: int
+) -> Hit | Miss:
+    """The nearest stored answer that no guard objects to, or why there is none.
+
+    `candidates` come nearest first and lie in the request's own partition.
+    """
+    if not candidates:
+        return Miss("no_entry")
+    nearest = candidates[0].similarity
+    threshold = max(policy.threshold, asked.threshold or 0.0)
+    query = None
+    vetoes: list[str] = []
+    for candidate in candidates:
+        if candidate.similarity < threshold:
+            break
+        if not fits(candidate.entry, asked, now):
+            continue
+        query = query or guards.facts(text)
+        objection = guards.veto(query, guards.facts(candidate.entry.text), policy.guards_off)
+        if objection is None:
+            return Hit(candidate.entry, "semantic", candidate.similarity, tuple(vetoes))
+        vetoes.append(objection)
+    if vetoes:
+        return Miss("guard", nearest, tuple(vetoes))
+    return Miss("below_threshold" if nearest < threshold else "max_age", nearest)
+
+
+def keep(answer: Answer, status: int, choices: int, policy: Policy) -> Discard | None:
+    """Why an answer must not be stored; None when it may. `choices` is how many were asked for."""
+    endings = GOOD_ENDINGS | _TOOL_ENDINGS if policy.store_tool_calls else GOOD_ENDINGS
+    checks = (
+        (status != 200, "status"),
+        (answer.error, "error"),
+        (not answer.terminal, "cut"),
+        (answer.refused, "refused"),
+        (answer.tool_calls and not policy.store_tool_calls, "tool_calls"),
+        (len(answer.finished) != choices or not endings.issuperset(answer.finished), "finish"),
+        (answer.empty, "empty"),
+        (len(answer.body) > policy.max_answer_bytes, "size"),
+    )
+    return next((Discard(reason) for failed, reason in checks if failed), None)

@@ -1,0 +1,235 @@
+"""The path of an embeddings request: each input is looked up by itself, upstream asked the rest.
+
+Exact tier only. Works with the parts and the way upstream of `proxy.Proxy`; see there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import canonical
+from .directives import directives
+from .errors import BadRequest, MemoryUnavailable, UpstreamUnavailable
+from .flights import Flight
+from .model import Answer, Bypass, Directives, Entry, Outcome, Usage
+from .passage import Landing
+from .protocols import embeddings_api as api
+from .protocols.openai_request import Unreadable
+from .proxy import Proxy, flight_body
+from .reading import Exchange
+from .reply import Reply, hit_headers
+from .store import Look
+
+__all__ = ["Piecewise"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One request: its inputs, and the name that each has in the store."""
+
+    request: api.EmbeddingsRequest
+    asked: Directives
+    document: dict[str, object]
+    partition: bytes
+    digests: tuple[bytes, ...]
+    tenant: str
+    token: bytes
+
+
+class Piecewise:
+    """Answers `/embeddings`."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._parts = proxy.parts
+
+    async def handle(self, exchange: Exchange) -> Reply:
+        """The path of one embeddings request."""
+        started = self._parts.now()
+        try:
+            batch = self._read(exchange)
+        except BadRequest as exc:
+            return self._proxy.refuse(exc, started)
+        if isinstance(batch, Bypass):
+            return await self._proxy.pass_by(exchange, None, batch.reason, started)
+        outcome = Outcome(kind="miss", model=batch.request.model, tenant=batch.tenant)
+        try:
+            look = await self._parts.memory.look(batch.digests[0], batch.partition, batch.token)
+            known = await self._known(exchange, batch, look)
+        except MemoryUnavailable as exc:
+            return await self._proxy.pass_by(exchange, None, exc.part, started)
+
+        missing = [n for n, entry in enumerate(known) if entry is None]
+        found = [entry for entry in known if entry is not None]
+        outcome.saved, outcome.saved_cost = _saved(found)
+        outcome.refresh = batch.asked.no_cache
+        if not missing:
+            return self._serve(found, outcome, started)
+        outcome.reason = "partial" if found else _reason(batch, look)
+        if batch.asked.only_if_cached:
+            return self._proxy.nothing_cached(outcome, started)
+        exchange.body = api.ask(batch.document, exchange.body, missing)
+
+        def landed(flight: Flight[Landing]) -> Landing:
+            return self._landed(flight, batch, look, missing)
+
+        key = self._flight_key(batch, look, missing)
+        reply = await self._proxy.fly(exchange, None, key, outcome, landed, started)
+        return await self._completed(reply, outcome, known) if found else reply
+
+    def _read(self, exchange: Exchange) -> _Batch | Bypass:
+        asked = directives(exchange.headers)
+        if any(name == b"content-encoding" for name, _ in exchange.headers):
+            return Bypass("encoded")
+        if asked.mode == "off" or asked.no_store:
+            return Bypass("off" if asked.mode == "off" else "no_store")
+        document = canonical.load(exchange.body)
+        caller = self._parts.reader.caller(exchange)
+        if caller is None:
+            return Bypass("identity")
+        try:
+            request = api.parse(document)
+        except Unreadable:
+            return Bypass("unreadable")
+        partition = self._parts.reader.partition(
+            exchange, caller, asked, request.end_user, request.rest
+        )
+        secret = self._parts.secret
+        digests = [canonical.mac(secret, "item", partition + item) for item in request.items]
+        return _Batch(
+            request, asked, document, partition, tuple(digests), caller.tenant.hex(), caller.token
+        )
+
+    async def _known(self, exchange: Exchange, batch: _Batch, look: Look) -> Sequence[Entry | None]:
+        """What the store holds for each input; nothing for callers it must not be read for."""
+        accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
+        if not accepted or batch.asked.no_cache:
+            return [None] * len(batch.digests)
+        now = int(self._parts.clock())
+        oldest = None if batch.asked.max_age is None else now - batch.asked.max_age
+        entries = await self._parts.memory.fetch(batch.digests)
+        return [
+            entry
+            if entry and entry.partition == batch.partition and entry.created >= (oldest or 0)
+            else None
+            for entry in entries
+        ]
+
+    def _flight_key(self, batch: _Batch, look: Look, missing: Sequence[int]) -> bytes | None:
+        if batch.asked.no_cache:
+            return None
+        names = b"".join(batch.digests[n] for n in missing)
+        return names + (batch.token if look.accepted is None else b"")
+
+    def _serve(self, found: Sequence[Entry], outcome: Outcome, started: float) -> Reply:
+        """Every input is known."""
+        now = int(self._parts.clock())
+        body = _joined(found, outcome.saved)
+        outcome.kind, outcome.tier, outcome.status = "hit", "exact", 200
+        outcome.similarity = outcome.threshold = 1.0
+        outcome.age = max(now - entry.created for entry in found)
+        outcome.ttl = min(entry.expires - now for entry in found)
+        outcome.entry = found[0].digest.hex()
+        outcome.ms = (self._parts.now() - started) * 1_000
+        self._parts.record(outcome)
+        return Reply(200, hit_headers(outcome, stream=False, length=len(body)), body)
+
+    async def _completed(
+        self, reply: Reply, outcome: Outcome, known: Sequence[Entry | None]
+    ) -> Reply:
+        """Upstream's vectors for the missing inputs, put in among the known ones."""
+        assert not isinstance(reply.body, bytes)  # noqa: S101 - `fly` streams what it passes on
+        try:
+            body = b"".join([chunk async for chunk in reply.body])
+        except UpstreamUnavailable as exc:
+            reply.finish()
+            return self._proxy.broken(outcome, exc)
+        except BaseException:
+            reply.finish()
+            raise
+        missing = sum(entry is None for entry in known)
+        split = api.split(body, missing) if reply.status == 200 else None
+        if split is not None:
+            fresh = iter(split.pieces)
+            pieces = [_piece(entry) if entry else next(fresh) for entry in known]
+            body = api.join(split.model, pieces, _sum(split.usage, outcome.saved))
+        headers = [pair for pair in reply.headers if pair[0] != b"content-length"]
+        headers.append((b"content-length", b"%d" % len(body)))
+        return Reply(reply.status, headers, body, reply.finish)
+
+    def _landed(
+        self, flight: Flight[Landing], batch: _Batch, look: Look, missing: Sequence[int]
+    ) -> Landing:
+        """Keep each vector under the name of its input."""
+        self._proxy.note(flight, look, batch.partition, batch.token)
+        body = flight_body(flight)
+        split = api.split(body, len(missing)) if body is not None else None
+        if split is None or split.usage is None:
+            return Landing()
+        cost = self._parts.prices.cost(split.usage, batch.request.model, self._parts.base_url)
+        now = int(self._parts.clock())
+        ttl = min(self._parts.policy.ttl_seconds, batch.asked.ttl or now)
+        sizes = [len(batch.request.items[n]) for n in missing]
+        tokens = api.apportion(split.usage.input, sizes)
+        costs = [None] * len(missing) if cost is None else api.apportion(cost, sizes)
+        entries = [
+            Entry(
+                digest=batch.digests[n],
+                partition=batch.partition,
+                fingerprint=self._parts.fingerprint,
+                epoch=look.epoch,
+                created=now,
+                expires=now + ttl,
+                text="",
+                model=batch.request.model,
+                provider=self._parts.base_url,
+                tenant=batch.tenant,
+                namespace=batch.asked.namespace,
+                tags=batch.asked.tags,
+                usage=Usage(input=share),
+                cost=price,
+                body=canonical.dump(split.model) + b"\n" + piece,
+            )
+            for n, piece, share, price in zip(missing, split.pieces, tokens, costs, strict=True)
+        ]
+        self._parts.memory.remember_all(batch.partition, entries, ttl)
+        answer = Answer(
+            body or b"",
+            split.usage,
+            finished=(),
+            terminal=True,
+            empty=False,
+            refused=False,
+            tool_calls=False,
+            error=False,
+        )
+        return Landing(answer, cost, stored=True)
+
+
+def _reason(batch: _Batch, look: Look) -> str:
+    if batch.asked.no_cache:
+        return "no_cache"
+    return "no_entry" if look.accepted is not None else "unaccepted"
+
+
+def _piece(entry: Entry) -> bytes:
+    return entry.body.partition(b"\n")[2]
+
+
+def _joined(found: Sequence[Entry], usage: Usage | None) -> bytes:
+    model = canonical.load(b'{"model":%b}' % found[0].body.partition(b"\n")[0])["model"]
+    return api.join(model, [_piece(entry) for entry in found], usage)
+
+
+def _saved(found: Sequence[Entry]) -> tuple[Usage | None, int | None]:
+    """Tokens and nano-dollars that the known inputs cost when they were asked."""
+    if not found:
+        return None, None
+    costs = [entry.cost for entry in found]
+    tokens = sum(entry.usage.input for entry in found if entry.usage)
+    return Usage(input=tokens), None if None in costs else sum(cost or 0 for cost in costs)
+
+
+def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
+    return Usage(input=one.input + other.input) if one and other else one or other

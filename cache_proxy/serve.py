@@ -1,0 +1,251 @@
+"""Running the sidecar: sockets, signals, worker processes, the embedded store's life.
+
+Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+
+from .embedded import EmbeddedValkey
+from .errors import ConfigError
+from .settings import Settings
+from .wiring import Sidecar, open_encoder, sidecar, store_memory
+
+__all__ = ["bind", "embedded_store", "quiet", "run", "running"]
+
+log = structlog.get_logger("cache_proxy")
+
+# Streams that are under way when the proxy is told to stop may take this long to end.
+_DRAIN_SECONDS = 30
+_WATCH_SECONDS = 0.5
+_RESTART_SECONDS = 1.0
+
+
+def bind(name: str, host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError names the setting when the address is not to be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except (OSError, OverflowError) as exc:
+        listening.close()
+        reason = os.strerror(exc.errno or 0) if isinstance(exc, OSError) else "out of range"
+        raise ConfigError(f"{name}: {host}:{port} cannot be listened on: {reason}.") from exc
+    listening.setblocking(False)
+    return listening
+
+
+@contextmanager
+def embedded_store(settings: Settings) -> Iterator[tuple[str, EmbeddedValkey | None]]:
+    """The store's URL, and the embedded Valkey that answers there if `redis_url` is not set."""
+    if settings.redis_url:
+        yield settings.redis_url, None
+        return
+    valkey = EmbeddedValkey(settings.data_dir / "valkey", store_memory(settings))
+    try:
+        yield valkey.start(), valkey
+    finally:
+        valkey.stop()
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    store_url: str,
+    *,
+    proxy_socket: socket.socket,
+    admin_socket: socket.socket | None,
+    valkey: EmbeddedValkey | None = None,
+) -> AsyncIterator[tuple[Sidecar, asyncio.Task[None]]]:
+    """A sidecar that answers on its sockets; the task ends when its server does."""
+    async with sidecar(settings, store_url, open_encoder(settings)) as built:
+        servers = [_server(built.app, "httptools")]
+        sockets = [proxy_socket]
+        if admin_socket is not None:
+            servers.append(_server(built.admin, "httptools"))
+            sockets.append(admin_socket)
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[listening]))
+            for server, listening in zip(servers, sockets, strict=True)
+        ]
+        watch = asyncio.create_task(_keep_alive(valkey)) if valkey is not None else None
+        try:
+            while not all(
+                server.started or task.done() for server, task in zip(servers, tasks, strict=True)
+            ):
+                await asyncio.sleep(0.005)
+            gc.collect()
+            gc.freeze()  # the libraries' objects stay; looking through them again costs every hit
+            yield built, tasks[0]
+        finally:
+            for server in servers:
+                server.should_exit = True
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if watch is not None:
+                watch.cancel()
+
+
+async def _keep_alive(valkey: EmbeddedValkey) -> None:
+    """A store that died comes back by itself."""
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        with contextlib.suppress(ConfigError):
+            valkey.ensure()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: several servers share this process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: Any, http: Any) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=http,
+            loop="none",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+    )
+
+
+def run(settings: Settings, announce: Callable[[int, int], None]) -> None:
+    """Serve until told to stop. `announce` gets the two ports once requests are answered."""
+    quiet(settings.log_level)
+    proxy_socket = bind("port", settings.host, settings.port)
+    admin_socket = bind("admin_port", settings.admin_host, settings.admin_port)
+    ports = proxy_socket.getsockname()[1], admin_socket.getsockname()[1]
+    with proxy_socket, admin_socket, embedded_store(settings) as (url, valkey):
+        if settings.workers == 1:
+            uvloop.run(
+                _serve(settings, url, proxy_socket, admin_socket, valkey, lambda: announce(*ports))
+            )
+        else:
+            _serve_many(settings, url, proxy_socket, admin_socket, valkey, lambda: announce(*ports))
+
+
+async def _serve(
+    settings: Settings,
+    url: str,
+    proxy_socket: socket.socket,
+    admin_socket: socket.socket | None,
+    valkey: EmbeddedValkey | None,
+    ready: Callable[[], None],
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with running(
+        settings, url, proxy_socket=proxy_socket, admin_socket=admin_socket, valkey=valkey
+    ) as (_, server):
+        ready()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopped, server), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+
+def _serve_many(
+    settings: Settings,
+    url: str,
+    proxy_socket: socket.socket,
+    admin_socket: socket.socket,
+    valkey: EmbeddedValkey | None,
+    ready: Callable[[], None],
+) -> None:
+    """Worker processes on one socket; one that dies is replaced. The first has the admin port."""
+    spawn = multiprocessing.get_context("spawn")
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+    def start(place: int) -> SpawnProcess:
+        child = spawn.Process(
+            target=_worker,
+            args=(settings, url, proxy_socket, admin_socket if place == 0 else None),
+        )
+        child.start()
+        return child
+
+    children = [start(place) for place in range(settings.workers)]
+    ready()
+    while not stopping:
+        wait([child.sentinel for child in children], timeout=_WATCH_SECONDS)
+        if valkey is not None:
+            valkey.ensure()
+        for place, child in enumerate(children):
+            if not stopping and not child.is_alive():
+                log.warning("worker", ended=child.exitcode)
+                time.sleep(_RESTART_SECONDS)
+                children[place] = start(place)
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(_DRAIN_SECONDS + 5)
+        if child.is_alive():
+            child.kill()
+
+
+def _worker(
+    settings: Settings,
+    url: str,
+    proxy_socket: socket.socket,
+    admin_socket: socket.socket | None,
+) -> None:
+    quiet(settings.log_level)
+    uvloop.run(_serve(settings, url, proxy_socket, admin_socket, None, lambda: None))
+
+
+def quiet(level: str) -> None:
+    """Our own log lines go to stderr; the server's and the libraries' only when they matter."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # It reports each broken stream as an error of the application, which here is the way to pass
+    # upstream's break on.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

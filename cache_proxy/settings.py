@@ -1,0 +1,273 @@
+"""Settings: defaults < TOML file < environment < flags, read once, never seen by the core.
+
+Each name is one and the same in `cache-proxy.toml`, as `CACHE_PROXY_<NAME>` and as `--name`.
+Nothing here opens a socket or a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from .errors import ConfigError
+from .guards import GUARDS
+
+__all__ = ["Settings", "load", "seconds"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def seconds(value: object) -> int:
+    """`"7d"`, `"90m"`, `"3600"` or a number, as whole seconds."""
+    match = re.fullmatch(r"\s*(\d+)\s*([smhdw]?)\s*", str(value))
+    if match is None:
+        raise ValueError("is a duration such as 30s, 15m, 24h or 7d")
+    return int(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _listed(value: object) -> object:
+    """A list, or its spelling with commas in an environment variable."""
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+Seconds = Annotated[int, BeforeValidator(seconds)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "cache-proxy"
+
+
+class Settings(BaseSettings):
+    """Every setting, with what happens when it is changed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CACHE_PROXY_", extra="forbid", frozen=True, validate_default=True
+    )
+
+    upstream: str = "https://api.openai.com/v1"
+    """Base URL that misses go to; the only address ever called."""
+    host: str = "127.0.0.1"
+    """Address to listen on; anything wider lets other machines spend through this proxy."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of the proxy; 0 takes a free one."""
+    admin_host: str = "127.0.0.1"
+    """Address of health, metrics and administration."""
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 8081
+    """Port of health, metrics and administration; 0 takes a free one."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that share the port and the store; each holds the model and an index."""
+    data_dir: Annotated[Path, Field(validate_default=False)] = Field(
+        default_factory=_default_data_dir
+    )
+    """Where the embedded store, the secret, the admin token and exported models live."""
+    redis_url: str = ""
+    """A Redis or Valkey 7+ to use; empty starts the embedded Valkey in `data_dir`."""
+    key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")] = "cache-proxy"
+    """First part of every key, so that a shared Redis can tell its users apart."""
+    secret: SecretStr | None = None
+    """Key of every MAC, 32 characters or more; unset makes one in `data_dir`.
+
+    Sidecars that share a Redis need the same."""
+
+    model: str = "all-MiniLM-L6-v2"
+    """The encoder: the packaged one, a folder, a hub name, or `none` for exact hits only."""
+    threshold: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
+    """Least cosine of a semantic hit; unset is the model's own (0.92 for the packaged one).
+
+    A model that has none only shadows until it is set."""
+    ttl: Annotated[Seconds, Field(ge=1, le=366 * 86_400)] = 7 * 86_400
+    """How long an answer is kept, counted from its storing."""
+    neighbours: Annotated[int, Field(ge=1, le=64)] = 8
+    """How many near prompts are judged; more finds hits behind vetoed ones and costs reads."""
+    guards_off: Names = ()
+    """Guards to switch off, by name."""
+    max_temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Requests hotter than this want variety and are passed by."""
+    time_bound: Literal["bypass", "cache"] = "bypass"
+    """What to do with prompts that speak of today, now or the latest."""
+    semantic_with_tools: bool = False
+    """Match by meaning although the request declares tools."""
+    store_tool_calls: bool = False
+    """Keep answers that call tools."""
+    question_marker: str = ""
+    """In a last user text that has it (say `Question:`), what stands before must be equal and
+    what follows may be similar."""
+    masks: Names = ()
+    """Regular expressions blanked out of system text in the key only, for nonces that change on
+    every call."""
+    shadow: bool = False
+    """Look up and report, but always answer from upstream."""
+
+    tenancy: str = "per-key"
+    """Who shares answers: `per-key`, `header:<name>` (the app names its user), or `shared`."""
+    tenants: dict[str, Names] = Field(default_factory=dict)
+    """One tenant for several keys: name = ["sha256:<hex of the key>", "env:<variable>"]."""
+    jwt_tenants: bool = False
+    """Issuer, tenant and subject of a JWT are the tenant, instead of the token, which rotates."""
+    end_user: Literal["partition", "ignore"] = "partition"
+    """Whether `user`, `safety_identifier` and `metadata.user_id` keep answers apart."""
+    acceptance: Literal["beside", "strict"] = "beside"
+    """When a key was last accepted over 5 minutes ago: probe it beside the hit, or before it."""
+    probe: str = ""
+    """Path below `upstream` that answers 401 to a bad key and costs nothing; empty takes the
+    provider's known one, if there is one."""
+
+    max_entries: Annotated[int, Field(ge=1)] = 200_000
+    """Most answers kept; beyond, those that expire soonest go."""
+    max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_073_741_824
+    """Most bytes of answers kept."""
+    max_answer_bytes: Annotated[int, Field(ge=1)] = 2_097_152
+    """Answers larger than this are passed on and not kept."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 33_554_432
+    """Requests larger than this get 413."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A request body slower than this gets 408."""
+    cache_ms: Annotated[int, Field(ge=1)] = 150
+    """The cache's part of a request; later means a miss."""
+    store_ms: Annotated[int, Field(ge=1)] = 50
+    """One call to the store; later means the store is in trouble."""
+    upstream_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Longest silence of upstream when the client names no time-out of its own."""
+    connect_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Longest time to connect to upstream."""
+    max_connections: Annotated[int, Field(ge=1)] = 1000
+    """Connections to upstream; further requests wait for one."""
+    prices: Path | None = None
+    """A TOML file of prices that go before the packaged ones."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug` prints one line a request; no level prints prompts or keys."""
+
+    @field_validator("upstream")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.username
+        ):
+            raise ValueError("is an http or https base URL without a query or a password")
+        return value.rstrip("/")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("starts with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("guards_off")
+    @classmethod
+    def _known_guards(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(GUARDS)):
+            raise ValueError(f"knows no guard {unknown[0]!r}; there are {', '.join(GUARDS)}")
+        return value
+
+    @field_validator("tenancy")
+    @classmethod
+    def _tenancy(cls, value: str) -> str:
+        if value not in ("per-key", "shared") and not re.fullmatch(r"header:[A-Za-z0-9-]+", value):
+            raise ValueError("is per-key, shared or header:<name>")
+        return value
+
+    @field_validator("tenants")
+    @classmethod
+    def _tenants(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for key in (key for keys in value.values() for key in keys):
+            if not re.fullmatch(r"sha256:[0-9a-f]{64}|env:\w+", key):
+                raise ValueError("lists keys as sha256:<hex> or env:<variable>")
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _masks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error:
+                raise ValueError("holds something that is no regular expression") from None
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 32:
+            raise ValueError("has at least 32 characters")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expanded(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    def tenant_names(self) -> dict[str, str]:
+        """SHA-256 of a key, in hex, to the tenant that it belongs to."""
+        names: dict[str, str] = {}
+        for name, keys in self.tenants.items():
+            for key in keys:
+                kind, _, value = key.partition(":")
+                if kind == "sha256":
+                    names[value] = name
+                elif found := os.environ.get(value):
+                    names[hashlib.sha256(found.encode()).hexdigest()] = name
+        return names
+
+
+def load(config: Path | None = None, **flags: object) -> Settings:
+    """Settings from all four places; flags that are None were not given.
+
+    `config` unset takes `cache-proxy.toml` in the working directory when there is one.
+    Raises ConfigError with one sentence that names the setting.
+    """
+    path = config or Path(os.environ.get("CACHE_PROXY_CONFIG") or "cache-proxy.toml")
+    required = config is not None or "CACHE_PROXY_CONFIG" in os.environ
+    named = {name.upper() for name in os.environ}
+    # What is handed over goes before the environment, so the file steps back where that speaks.
+    values = {
+        name: value
+        for name, value in _toml(path, required).items()
+        if f"CACHE_PROXY_{name.upper()}" not in named
+    }
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as exc:
+        raise ConfigError(_sentence(exc)) from None
+    except SettingsError as exc:
+        raise ConfigError(f"environment: {exc}.") from None
+
+
+def _toml(path: Path, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"config: there is no file {path}.") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"config: {path} cannot be read as TOML: {exc}.") from None
+
+
+def _sentence(exc: ValidationError) -> str:
+    """The first complaint, as `name message.`; the value itself may be a secret and stays out."""
+    first = exc.errors(include_input=False, include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]}."

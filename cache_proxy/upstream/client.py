@@ -1,0 +1,114 @@
+"""The way out: one pooled HTTP client for upstream. The only file that knows httpx.
+
+Never follows a redirect, keeps no cookie, decodes nothing, retries nothing.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterable
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from ..errors import UpstreamUnavailable
+from .routes import Headers, backward
+
+__all__ = ["Response", "Upstream"]
+
+# aiohttp refuses a response line or header longer than 8 KiB by default; providers send long
+# policies and cookies.
+_HEAD_BYTES = 65_536
+
+
+class Response:
+    """Upstream's answer, its head read and its body still to come."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.headers: Headers = backward(response.headers.raw)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Raw bytes as they arrive; UpstreamUnavailable when they end too soon."""
+        try:
+            async for chunk in self._response.stream:  # type: ignore[union-attr]
+                yield chunk
+        except httpx.TimeoutException as exc:
+            raise UpstreamUnavailable("Upstream fell silent in mid-answer.", 504) from exc
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as exc:
+            raise UpstreamUnavailable("Upstream broke off in mid-answer.", 502) from exc
+
+    async def close(self) -> None:
+        """Give the connection back, or abort it when the body was not read to its end."""
+        await self._response.aclose()
+
+
+class Upstream:
+    """A pool of connections to the configured providers."""
+
+    def __init__(self, *, max_connections: int, connect_seconds: float) -> None:
+        self._connect_seconds = connect_seconds
+        tls = ssl.create_default_context()
+
+        def session() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=max_connections, keepalive_timeout=60, ssl=tls
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+                max_line_size=_HEAD_BYTES,
+                max_field_size=_HEAD_BYTES,
+            )
+
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(client=session), follow_redirects=False, trust_env=False
+        )
+        self._client.headers.clear()
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes | AsyncIterator[bytes] | None,
+        *,
+        read_seconds: float,
+    ) -> Response:
+        """Send once and return when the head has come. Raises UpstreamUnavailable.
+
+        `read_seconds` bounds the wait for the first byte and each silence after it.
+        """
+        request = self._client.build_request(
+            method,
+            url,
+            headers=list(headers),
+            content=body,
+            timeout=httpx.Timeout(
+                read_seconds,
+                connect=self._connect_seconds,
+                pool=self._connect_seconds + read_seconds,
+            ),
+        )
+        try:
+            return Response(await self._client.send(request, stream=True))
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError) as exc:
+            raise _explained(exc) from exc
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _explained(exc: BaseException) -> UpstreamUnavailable:
+    """By the transport's own error, which httpx's class hides: a refused connection, a failed
+    look-up and a dropped one all surface as one and the same time-out."""
+    cause = exc.__cause__ or exc
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        return UpstreamUnavailable("Upstream cannot be reached.", 502)
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return UpstreamUnavailable("Upstream closed the connection without an answer.", 502)
+    if isinstance(cause, (aiohttp.ServerTimeoutError, TimeoutError)):
+        return UpstreamUnavailable("Upstream did not answer in time.", 504)
+    return UpstreamUnavailable("Upstream's answer could not be read.", 502)
