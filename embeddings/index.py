@@ -36,7 +36,7 @@ Neighbours = list[tuple[bytes, float]]
 
 
 class Index:
-    """Keys (opaque bytes) by shelf and vector. Re-adding a key to its shelf replaces it.
+    """Keys (opaque bytes) by shelf and vector. A key lies on one shelf; adding it again moves it.
 
     The thresholds between the three forms are arguments for tests only.
     """
@@ -53,12 +53,12 @@ class Index:
         """Forget everything."""
         self._arena = _Arena(self.dimension)
         self._shelves: dict[bytes, tuple[int, ...] | _Large] = {}
-        self._count = 0
+        self._shelf_of: dict[bytes, bytes] = {}  # who removes knows the key only
 
     def add(self, shelf: bytes, key: bytes, vector: Floats) -> None:
         """ValueError unless `vector` is finite, of unit length and of this index's dimension."""
         row = self._checked(vector).astype(np.float16)
-        self.remove(shelf, key)
+        self.remove(key)
         held = self._shelves.get(shelf, ())
         if isinstance(held, tuple) and len(held) >= self._flat_above:
             held = self._shelves[shelf] = self._enlarged(held)
@@ -66,7 +66,7 @@ class Index:
             self._shelves[shelf] = (*held, self._arena.put(key, row))
         else:
             held.add(key, row.astype(np.float32))
-        self._count += 1
+        self._shelf_of[key] = shelf
 
     def search(self, shelf: bytes, vector: Floats, k: int) -> Neighbours:
         """At most `k` keys of the shelf with their cosine, best first. ValueError as for `add`."""
@@ -78,32 +78,24 @@ class Index:
             return self._arena.nearest(held, query, k)
         return held.search(query, k)
 
-    def remove(self, shelf: bytes, key: bytes) -> bool:
+    def remove(self, key: bytes) -> bool:
         """Whether it was there."""
-        held = self._shelves.get(shelf, ())
+        shelf = self._shelf_of.pop(key, None)
+        if shelf is None:
+            return False
+        held = self._shelves[shelf]
         if isinstance(held, tuple):
             left = tuple(r for r in held if self._arena.keys[r] != key)
-            if len(left) == len(held):
-                return False
             self._arena.free(set(held).difference(left))
             held = self._shelves[shelf] = left
-        elif not held.remove(key):
-            return False
-        self._count -= 1
+        else:
+            held.remove(key)
         if not held:
             del self._shelves[shelf]
         return True
 
-    def drop(self, shelf: bytes) -> int:
-        """Forget a whole shelf; how many entries it held."""
-        held = self._shelves.pop(shelf, ())
-        if isinstance(held, tuple):
-            self._arena.free(held)
-        self._count -= len(held)
-        return len(held)
-
     def __len__(self) -> int:
-        return self._count
+        return len(self._shelf_of)
 
     @property
     def shelves(self) -> int:
@@ -116,7 +108,7 @@ class Index:
         return (
             self._arena.nbytes
             + large * self.dimension * 2
-            + self._count * _OVERHEAD
+            + len(self) * _OVERHEAD
             + len(self._shelves) * _SHELF_OVERHEAD
         )
 
@@ -218,16 +210,13 @@ class _Large:
         elif len(self._ids) > self._grow_at:
             self._begin()
 
-    def remove(self, key: bytes) -> bool:
-        number = self._ids.pop(key, None)
-        if number is None:
-            return False
+    def remove(self, key: bytes) -> None:
+        number = self._ids.pop(key)
         del self._keys[number]
         for index in self._both():
             # The array selector is the one that the inverted file's id table can use. Removing
             # from the successor what was not moved yet removes nothing.
             index.remove_ids(self._faiss.IDSelectorArray(np.array([number], dtype=np.int64)))
-        return True
 
     def search(self, query: Floats, k: int) -> Neighbours:
         scores, numbers = self._index.search(query[None], min(k, len(self._ids)))

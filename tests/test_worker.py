@@ -320,7 +320,7 @@ async def test_many_callers_and_chores_at_once_lose_nothing(make: Callable[..., 
         np.testing.assert_allclose(unpack(recall.vector), vector_of(text), atol=1e-3)
         worker.tell(lambda index: index.add(b"s", key, unpack(recall.vector)))
         if number % 2:
-            worker.tell(lambda index: index.remove(b"s", key))
+            worker.tell(lambda index: index.remove(key))
 
     await asyncio.gather(*(one(n) for n in range(2_000)))
     assert await worker.ask(len) == 1_000
