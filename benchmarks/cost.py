@@ -36,7 +36,6 @@ PARAPHRASES = (
     "How to reset my password?",
 )
 KEY = b"authorization: Bearer sk-benchmark\r\n"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def completion(text: str) -> bytes:
@@ -135,9 +134,9 @@ async def load_run(
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Time on a processor, of all threads so far; to the nanosecond, where ticks are too coarse."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 @contextmanager

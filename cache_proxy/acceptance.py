@@ -46,11 +46,15 @@ class Acceptance:
         self._clock = clock
         self._probing: dict[bytes, asyncio.Task[bool]] = {}
 
+    def fresh(self, look: Look) -> bool:
+        """Was this credential accepted just now? The quick half of `holds`."""
+        return look.accepted is not None and self._clock() - look.accepted <= FRESH_SECONDS
+
     async def holds(self, look: Look, token: bytes, headers: Headers) -> bool:
         """May this credential be served from the cache?"""
         if look.accepted is None:
             return False
-        if self._clock() - look.accepted <= FRESH_SECONDS:
+        if self.fresh(look):
             return True
         if not self._probe_url:
             return not self._strict

@@ -56,10 +56,10 @@ class App:
         self._base_url = base_url
         self._record = record
         self._max_body_bytes = max_body_bytes
+        self._too_large = 413, f"The request body is larger than {max_body_bytes} bytes."
         self._body_seconds = body_seconds
         self._read_seconds = read_seconds
         self._now = now
-        self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -67,7 +67,6 @@ class App:
             await send({"type": "websocket.close", "code": 1003})
         if scope["type"] != "http":
             return
-        self.active += 1
         watcher = _Watcher(receive)
         try:
             await self._answer(scope, receive, send, watcher)
@@ -77,7 +76,6 @@ class App:
         except _Gone:
             pass
         finally:
-            self.active -= 1
             watcher.stop()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher) -> None:
@@ -97,17 +95,16 @@ class App:
         reply = await self._handlers[name](
             Exchange(name, scope["raw_path"], scope["query_string"], headers, body, watcher.start)
         )
-        await _send(send, reply, head_only=False)
+        await _send(send, reply)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | tuple[int, str]:
         """The whole body, or the status and sentence to refuse it with."""
-        too_large = 413, f"The request body is larger than {self._max_body_bytes} bytes."
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message["body"]
-            return body if len(body) <= self._max_body_bytes else too_large
+            return body if len(body) <= self._max_body_bytes else self._too_large
         if _length(headers) > self._max_body_bytes:
-            return too_large
+            return self._too_large
         parts = bytearray()
         try:
             async with asyncio.timeout(self._body_seconds):
@@ -116,7 +113,7 @@ class App:
                         raise _Gone
                     parts += message["body"]
                     if len(parts) > self._max_body_bytes:
-                        return too_large
+                        return self._too_large
                     if not message.get("more_body"):
                         return bytes(parts)
                     message = await receive()
@@ -175,13 +172,13 @@ class _Watcher:
     def __init__(self, receive: Receive) -> None:
         self.left = False
         self._receive = receive
-        self._worker = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Call once the request's body is read."""
-        if self._task is None and self._worker is not None:
-            self._task = asyncio.get_running_loop().create_task(self._watch(self._worker))
+    def start(self, worker: asyncio.Task[Any] | None = None) -> None:
+        """Call once the request's body is read, from the task that works for it or with it."""
+        worker = worker or asyncio.current_task()
+        if self._task is None and worker is not None:
+            self._task = asyncio.get_running_loop().create_task(self._watch(worker))
 
     async def _watch(self, worker: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -225,6 +222,8 @@ async def _streamed(
         watcher.start()
         return None, length
 
+    worker = asyncio.current_task()  # what follows is read by the HTTP client's own task
+
     async def chunks() -> AsyncIterator[bytes]:
         message = first
         while True:
@@ -233,7 +232,7 @@ async def _streamed(
             if message["body"]:
                 yield message["body"]
             if not message.get("more_body"):
-                watcher.start()
+                watcher.start(worker)
                 return
             message = await receive()
 

@@ -146,7 +146,10 @@ class Line:
             await asyncio.wait(self._running)
 
     async def _sit(self, deadline: float) -> None:
-        if self._seats.locked() and self._waiting >= self._waiters:
+        if not self._seats.locked():
+            await self._seats.acquire()  # at once
+            return
+        if self._waiting >= self._waiters:
             raise MemoryUnavailable("store")
         self._waiting += 1
         try:

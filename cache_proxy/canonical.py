@@ -20,7 +20,18 @@ import orjson
 
 from cache_proxy.errors import BadRequest
 
-__all__ = ["canonical", "churn", "clean", "digest", "dump", "keyed", "load", "mac", "mask", "partition"]
+__all__ = [
+    "canonical",
+    "churn",
+    "clean",
+    "digest",
+    "dump",
+    "keyed",
+    "load",
+    "mac",
+    "mask",
+    "partition",
+]
 
 DIGEST_BYTES = 20
 _MIN_KEY_BYTES = 16

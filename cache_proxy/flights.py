@@ -37,7 +37,7 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # two at the same place are still two
 class _Reader:
     taken: int = 0  # chunks
     taken_bytes: int = 0
@@ -71,15 +71,19 @@ class Flight(Generic[L]):
         self._readers: list[_Reader] = []
         self._error: BaseException | None = None
         self._headed = False
+        self._down = False
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._task = loop.create_task(self._fly())
+        # For a call that is ended before its first step, which then never comes.
+        self._task.add_done_callback(lambda _: self._land())
 
     @property
     def joinable(self) -> bool:
-        return self._dropped == 0 and not self._task.done()
+        # Nobody aboard: the call is being ended, and would take down whoever joined now.
+        return self._dropped == 0 and self.aboard > 0 and not self._task.done()
 
     @property
     def body(self) -> bytes | None:
@@ -111,9 +115,15 @@ class Flight(Generic[L]):
             self._readers.remove(reader)
             self._room.set()
 
+    @property
+    def _unread(self) -> bool:
+        """Somebody aboard has not begun to read, and needs the first byte."""
+        return len(self._readers) < self.aboard
+
     def leave(self) -> None:
         """One less aboard; the last one ends the call."""
         self.aboard -= 1
+        self._room.set()
         if self.aboard == 0 and not self._task.done():
             if self.complete:
                 # Clients hang up on the last event; upstream's connection is worth a moment.
@@ -159,7 +169,8 @@ class Flight(Generic[L]):
                 self._tell()
 
     def _land(self) -> None:
-        if self.landing is None:
+        if not self._down:
+            self._down = True
             self.landing = self._landed(self)
 
     async def _take(self, chunk: bytes, *, last: bool) -> None:
@@ -179,13 +190,15 @@ class Flight(Generic[L]):
         """Bytes that even the fastest reader has not taken; nobody reading yet counts as none."""
         fastest = max((reader.taken_bytes for reader in self._readers), default=self._size)
         slowest = min((reader.taken_bytes for reader in self._readers), default=self._size)
+        if self._unread:
+            slowest = 0
         if self._size - slowest > self._hold_bytes:
             return self._size - slowest  # the buffer is full: the slowest sets the pace
         return self._size - fastest
 
     def _let_go(self) -> None:
         """Past the hold limit keep only what some reader still needs."""
-        if self._size <= self._hold_bytes:
+        if self._size <= self._hold_bytes or self._unread:
             return
         needed = min(reader.taken for reader in self._readers)
         if needed > self._dropped:

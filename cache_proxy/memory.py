@@ -56,7 +56,8 @@ class Memory:
 
     async def look(self, digest: bytes, partition: bytes, token: bytes) -> Look:
         """Entry, epoch and acceptance in one round trip. Raises MemoryUnavailable."""
-        await self._settled(partition)
+        if tasks := self._pending.get(partition):
+            await asyncio.wait(tuple(tasks), timeout=self._deadline)
         return await self.store.look(digest, token)
 
     def embed(self, text: str) -> Recollection:
@@ -152,10 +153,6 @@ class Memory:
         """Give what is being remembered this long to be stored."""
         if tasks := [task for pending in self._pending.values() for task in pending]:
             await asyncio.wait(tasks, timeout=seconds)
-
-    async def _settled(self, partition: bytes) -> None:
-        if tasks := self._pending.get(partition):
-            await asyncio.wait(tuple(tasks), timeout=self._deadline)
 
     async def _remember(
         self, entry: Entry, embedding: asyncio.Future[Recall] | None, ttl: int

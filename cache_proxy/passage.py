@@ -84,11 +84,16 @@ async def _without_usage(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same events, byte for byte, less the one that holds only usage."""
     splitter = sse.Splitter()
     async for chunk in chunks:
-        kept = [event for event in splitter.feed(chunk) if not _only_usage(event)]
+        try:
+            kept = [event for event in splitter.feed(chunk) if not _only_usage(event)]
+        except sse.SseTooLarge:
+            break  # an image, say: from here on a usage chunk too many beats a broken stream
         if kept:
             yield b"".join(kept)
     if splitter.rest:
         yield splitter.rest
+    async for chunk in chunks:
+        yield chunk
 
 
 def _only_usage(event: bytes) -> bool:

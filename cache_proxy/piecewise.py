@@ -56,17 +56,22 @@ class Piecewise:
         outcome = Outcome(kind="miss", model=batch.request.model, tenant=batch.tenant)
         try:
             look = await self._parts.memory.look(batch.digests[0], batch.partition, batch.token)
-            known = await self._known(exchange, batch, look)
+            accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
+            known = await self._known(batch, accepted)
         except MemoryUnavailable as exc:
             return await self._proxy.pass_by(exchange, None, exc.part, started)
 
         missing = [n for n, entry in enumerate(known) if entry is None]
         found = [entry for entry in known if entry is not None]
+        outcome.shadow = self._parts.policy.shadow or batch.asked.mode == "shadow"
+        if found and outcome.shadow:
+            known, missing, found = [None] * len(known), [*range(len(known))], []
+            outcome.reason = "shadow"
         outcome.saved, outcome.saved_cost = _saved(found)
         outcome.refresh = batch.asked.no_cache
         if not missing:
             return self._serve(found, outcome, started)
-        outcome.reason = "partial" if found else _reason(batch, look)
+        outcome.reason = outcome.reason or ("partial" if found else _reason(batch, accepted))
         if batch.asked.only_if_cached:
             return self._proxy.nothing_cached(outcome, started)
         exchange.body = api.ask(batch.document, exchange.body, missing)
@@ -74,7 +79,7 @@ class Piecewise:
         def landed(flight: Flight[Landing]) -> Landing:
             return self._landed(flight, batch, look, missing)
 
-        key = self._flight_key(batch, look, missing)
+        key = self._flight_key(batch, accepted, missing)
         reply = await self._proxy.fly(exchange, None, key, outcome, landed, started)
         return await self._completed(reply, outcome, known) if found else reply
 
@@ -101,9 +106,8 @@ class Piecewise:
             request, asked, document, partition, tuple(digests), caller.tenant.hex(), caller.token
         )
 
-    async def _known(self, exchange: Exchange, batch: _Batch, look: Look) -> Sequence[Entry | None]:
+    async def _known(self, batch: _Batch, accepted: bool) -> Sequence[Entry | None]:
         """What the store holds for each input; nothing for callers it must not be read for."""
-        accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
         if not accepted or batch.asked.no_cache:
             return [None] * len(batch.digests)
         now = int(self._parts.clock())
@@ -116,11 +120,11 @@ class Piecewise:
             for entry in entries
         ]
 
-    def _flight_key(self, batch: _Batch, look: Look, missing: Sequence[int]) -> bytes | None:
+    def _flight_key(self, batch: _Batch, accepted: bool, missing: Sequence[int]) -> bytes | None:
         if batch.asked.no_cache:
             return None
         names = b"".join(batch.digests[n] for n in missing)
-        return names + (batch.token if look.accepted is None else b"")
+        return names + (b"" if accepted else batch.token)
 
     def _serve(self, found: Sequence[Entry], outcome: Outcome, started: float) -> Reply:
         """Every input is known."""
@@ -207,10 +211,10 @@ class Piecewise:
         return Landing(answer, cost, stored=True)
 
 
-def _reason(batch: _Batch, look: Look) -> str:
+def _reason(batch: _Batch, accepted: bool) -> str:
     if batch.asked.no_cache:
         return "no_cache"
-    return "no_entry" if look.accepted is not None else "unaccepted"
+    return "no_entry" if accepted else "unaccepted"
 
 
 def _piece(entry: Entry) -> bytes:

@@ -93,14 +93,18 @@ class Proxy:
         def landed(flight: Flight[Landing]) -> Landing:
             return self._landed(flight, call, look, found.embedding)
 
-        return await self.fly(exchange, call, _flight_key(call, look), outcome, landed, started)
+        key = _flight_key(call, outcome.reason)
+        return await self.fly(exchange, call, key, outcome, landed, started)
 
     async def _judge(
         self, exchange: Exchange, call: Call, look: Look
     ) -> tuple[Hit | Miss, Recollection]:
         """Exact, then similar; and the embedding under way for what a miss will store."""
         now = int(self._parts.clock())
-        accepted = await self._parts.acceptance.holds(look, call.token, exchange.headers)
+        acceptance = self._parts.acceptance
+        accepted = acceptance.fresh(look) or await acceptance.holds(
+            look, call.token, exchange.headers
+        )
         readable = accepted and not call.asked.no_cache
         if readable and look.entry and decisions.fits(look.entry, call.asked, now):
             return Hit(look.entry, "exact", 1.0), _NOTHING
@@ -169,9 +173,13 @@ class Proxy:
             model=call.request.model if call else "",
             tenant=call.tenant if call else "",
         )
-        return await self.fly(
-            exchange, call, None, outcome, lambda flight: self._read_only(flight, call), started
-        )
+
+        def landed(flight: Flight[Landing]) -> Landing:
+            if call is not None and flight.status >= 400:
+                self.note(flight, None, call.partition, call.token)
+            return self._read_only(flight, call)
+
+        return await self.fly(exchange, call, None, outcome, landed, started)
 
     async def fly(
         self,
@@ -261,7 +269,9 @@ class Proxy:
         self._parts.memory.remember(entry, embedding, ttl)
         return Landing(answer, landing.cost, stored=True)
 
-    def note(self, flight: Flight[Landing], look: Look, partition: bytes, token: bytes) -> None:
+    def note(
+        self, flight: Flight[Landing], look: Look | None, partition: bytes, token: bytes
+    ) -> None:
         """Remember what upstream thinks of the credential."""
         if flight.status:
             refusal = b"" if flight.status < 400 else flight.body or b""
@@ -321,13 +331,13 @@ def _unread(call: Call, accepted: bool) -> str:
     return "" if accepted else "unaccepted"
 
 
-def _flight_key(call: Call, look: Look) -> bytes | None:
+def _flight_key(call: Call, reason: str) -> bytes | None:
     """What may share one call: the same question in the same form. A credential that upstream
-    never accepted shares with itself alone, and whoever asked for a fresh answer with nobody."""
+    does not accept shares with itself alone, and whoever asked for a fresh answer with nobody."""
     if call.asked.no_cache:
         return None
     form = b"%d%d" % (call.request.stream, call.request.include_usage)
-    return call.digest + form + (call.token if look.accepted is None else b"")
+    return call.digest + form + (call.token if reason == "unaccepted" else b"")
 
 
 def _patience(headers: Headers, otherwise: float) -> float:

@@ -1,4 +1,4 @@
-"""Reading a request: who asks, what must be equal, and the name under which an answer would be kept.
+"""Reading a request: who asks, what must be equal, and under which name an answer would be kept.
 
 Does no I/O and judges nothing. Remembers its latest readings, since what is asked again is mostly
 asked in the same bytes; the memory holds keyed digests of requests, not credentials.
@@ -73,6 +73,7 @@ class Reader:
         self._ignore_end_user = ignore_end_user
         self._masks = masks
         self._question_marker = question_marker
+        self._plain = _PLAIN_HEADERS - {tenancy.user_header}
         self._latest: dict[bytes, Call] = {}
 
     def read(self, exchange: Exchange) -> Call | Bypass:
@@ -94,7 +95,7 @@ class Reader:
         """One keyed digest of all that a reading may depend on, and then some."""
         parts = [exchange.operation.encode(), exchange.path, exchange.query, exchange.body]
         for name, value in exchange.headers:
-            if name not in _PLAIN_HEADERS:
+            if name not in self._plain:
                 parts += (name, value)
         return canonical.keyed(self._tenancy.secret, b"reading", parts)
 

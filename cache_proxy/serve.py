@@ -24,6 +24,7 @@ from typing import Any
 import structlog
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .embedded import EmbeddedValkey
 from .errors import ConfigError
@@ -37,13 +38,15 @@ log = structlog.get_logger("cache_proxy")
 # Streams that are under way when the proxy is told to stop may take this long to end.
 _DRAIN_SECONDS = 30
 _WATCH_SECONDS = 0.5
+_HEAD_SECONDS = 10.0
 _RESTART_SECONDS = 1.0
 
 
 def bind(name: str, host: str, port: int) -> socket.socket:
     """A listening socket; ConfigError names the setting when the address is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP, or asyncio leaves Nagle on in what is accepted here: 40 ms an answer.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
@@ -80,20 +83,21 @@ async def running(
 ) -> AsyncIterator[tuple[Sidecar, asyncio.Task[None]]]:
     """A sidecar that answers on its sockets; the task ends when its server does."""
     async with sidecar(settings, store_url, open_encoder(settings)) as built:
-        servers = [_server(built.app, "httptools")]
+        servers = [_server(built.app)]
         sockets = [proxy_socket]
         if admin_socket is not None:
-            servers.append(_server(built.admin, "httptools"))
+            servers.append(_server(built.admin))
             sockets.append(admin_socket)
         tasks = [
             asyncio.create_task(server.serve(sockets=[listening]))
             for server, listening in zip(servers, sockets, strict=True)
         ]
-        watch = asyncio.create_task(_keep_alive(valkey)) if valkey is not None else None
+        watching = [asyncio.create_task(_close_slow(server)) for server in servers]
+        if valkey is not None:
+            watching.append(asyncio.create_task(_keep_alive(valkey)))
         try:
-            while not all(
-                server.started or task.done() for server, task in zip(servers, tasks, strict=True)
-            ):
+            # The server tells by a flag alone that it has started.
+            while not all(server.started for server in servers):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             gc.collect()
             gc.freeze()  # the libraries' objects stay; looking through them again costs every hit
@@ -102,8 +106,8 @@ async def running(
             for server in servers:
                 server.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
-            if watch is not None:
-                watch.cancel()
+            for task in watching:
+                task.cancel()
 
 
 async def _keep_alive(valkey: EmbeddedValkey) -> None:
@@ -114,6 +118,35 @@ async def _keep_alive(valkey: EmbeddedValkey) -> None:
             valkey.ensure()
 
 
+class _Protocol(HttpToolsProtocol):
+    """Knows since when it has been waiting for a request's head; nothing else in here bounds it."""
+
+    waiting_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.waiting_since = self.loop.time()
+        super().connection_made(transport)
+
+    def on_message_begin(self) -> None:
+        self.waiting_since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.waiting_since = None
+        super().on_headers_complete()
+
+
+async def _close_slow(server: uvicorn.Server) -> None:
+    """Hang up on clients that dribble a request's head."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_HEAD_SECONDS / 10)
+        for connection in list(server.server_state.connections):
+            since = getattr(connection, "waiting_since", None)
+            if since is not None and loop.time() - since > _HEAD_SECONDS:
+                connection.transport.close()
+
+
 class _Server(uvicorn.Server):
     """Leaves signals to us: several servers share this process."""
 
@@ -122,11 +155,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: Any, http: Any) -> _Server:
+def _server(app: Any) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=http,
+            http=_Protocol,
             loop="none",
             lifespan="off",
             ws="none",

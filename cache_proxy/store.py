@@ -222,6 +222,7 @@ class Store:
         self._background: set[asyncio.Task[None]] = set()
         self._asked: list[_Asked] = []
         self._flights = 0
+        self._own: Any = None  # the looks' own connection
         self._epoch = 0  # the highest ever seen, which a store that lost it is healed to
         self._purged = Purges()
         self._heal_at = 0.0
@@ -451,7 +452,7 @@ class Store:
     async def _answer(self, batch: list[_Asked]) -> None:
         keys = [self._e + asked.digest for asked in batch]
         keys += [self._ok + asked.token for asked in batch]
-        values = await self._line.run(lambda: self._mget(keys), self._deadline)
+        values = await self._line.run(lambda: self._mget_own(keys), self._deadline)
         now = self._clock()
         accepted = values[len(batch) :]
         for (digest, _, answer), value, at in zip(batch, values, accepted, strict=False):
@@ -466,12 +467,36 @@ class Store:
 
     async def _mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values, with the purge rules brought up to the epoch read beside them."""
-        epoch, *values = await self._redis.execute_command("MGET", self._epoch_key, *keys)
+        answer = await self._redis.execute_command("MGET", self._epoch_key, *keys)
+        return await self._in_force(answer)
+
+    async def _mget_own(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same over a connection that only looks use: what a pool does to lend one and take
+        it back costs as much as the command, and looks are what every hit pays for."""
+        connection, self._own = self._own, None
+        if connection is None:
+            connection = await self._redis.connection_pool.get_connection()
+        try:
+            await connection.send_command("MGET", self._epoch_key, *keys, check_health=False)
+            answer = await connection.read_response()
+        except BaseException:
+            # A reply may still come, and must not meet the next question.
+            await connection.disconnect(nowait=True)
+            await self._redis.connection_pool.release(connection)
+            raise
+        if self._own is None:
+            self._own = connection
+        else:
+            await self._redis.connection_pool.release(connection)
+        return await self._in_force(answer)
+
+    async def _in_force(self, answer: list[bytes | None]) -> list[bytes | None]:
+        """An MGET's values, less the epoch at their front, which may tell of new purge rules."""
+        epoch, *values = answer
         known = _number(epoch) or 0
         if known > self._epoch or (known < self._epoch and self._may_heal()):
             await self._follow_rules()
-        found: list[bytes | None] = values
-        return found
+        return values
 
     def _check(self, value: bytes | None, digest: bytes, now: float) -> tuple[Entry, bytes] | None:
         if value is None:
@@ -638,7 +663,8 @@ def _connect(url: str) -> Redis:
             url,
             **extra,
             max_connections=64,
-            socket_connect_timeout=1.0,  # the deadline around each call is the real limit
+            socket_connect_timeout=1.0,
+            socket_timeout=None,  # the deadline around each call is the limit, and costs less
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             driver_info=None,

@@ -15,13 +15,13 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from .canonical import mac
+from .canonical import keyed
 
-__all__ = ["KEY_PARAMETERS", "Caller", "Tenancy"]
+__all__ = ["CREDENTIAL_HEADERS", "KEY_PARAMETERS", "Caller", "Tenancy"]
 
 KEY_PARAMETERS = frozenset({"key", "api_key", "api-key"})
 
-_CREDENTIAL_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key")
+CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,46 +46,52 @@ class Tenancy:
         credentials = _credentials(headers, query)
         if credentials is None:
             return None
-        token = mac(self.secret, "token", credentials)
+        token = keyed(self.secret, b"token", credentials)
         if self.mode == "shared":
-            return Caller(mac(self.secret, "tenant", b"shared"), token)
+            return Caller(keyed(self.secret, b"tenant", (b"shared",)), token)
         owner = self._owner(credentials)
-        if self.mode.startswith("header:"):
-            wanted = self.mode.removeprefix("header:").lower().encode()
+        if wanted := self.user_header:
             users = [value for name, value in headers if name == wanted]
             if len(users) != 1 or not users[0].strip():
                 return None
-            owner += b"\x00user\x00" + users[0].strip()
-        return Caller(mac(self.secret, "tenant", owner), token)
+            owner = (b"user", users[0].strip(), *owner)
+        return Caller(keyed(self.secret, b"tenant", owner), token)
 
-    def _owner(self, credentials: bytes) -> bytes:
-        if not (self.names or self.jwt) or credentials.count(b"\x1e") > 1:
-            return credentials
-        key = credentials.partition(b"\x1f")[2].removesuffix(b"\x1e")
-        key = key[7:].strip() if key[:7].lower() == b"bearer " else key
-        if self.names:
+    @property
+    def user_header(self) -> bytes:
+        """The header in which the app names its user, b"" when it names none."""
+        return self.mode.partition("header:")[2].lower().encode()
+
+    def _owner(self, credentials: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        if (self.names or self.jwt) and len(credentials) == 2:
+            key = credentials[1]
+            key = key[7:].strip() if key[:7].lower() == b"bearer " else key
             digest = hashlib.sha256(key).hexdigest()
             for known, name in self.names.items():
                 if hmac.compare_digest(known, digest):
-                    return b"name\x00" + name.encode()
-        return (_jwt_owner(key) if self.jwt else None) or credentials
+                    return (b"name", name.encode())
+            if self.jwt and (claims := _jwt_owner(key)):
+                return (b"jwt", claims)
+        return (b"credential", *credentials)
 
 
-def _credentials(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> bytes | None:
-    """Raw bytes of each credential under its header's name; None when one name comes twice."""
+def _credentials(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> tuple[bytes, ...] | None:
+    """Name and raw bytes of each credential, in one order; None when one name comes twice."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in _CREDENTIAL_HEADERS:
+        if name in CREDENTIAL_HEADERS:
             if name in found:
                 return None
             found[name] = value
     if b"=" in query:
-        for parameter, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        # Latin-1 both ways keeps every byte: no two keys may decode to one.
+        text = query.decode("latin-1")
+        for parameter, key in parse_qsl(text, keep_blank_values=True, encoding="latin-1"):
             if parameter.lower() in KEY_PARAMETERS:
                 if b"?" in found:
                     return None
-                found[b"?"] = text.encode("latin-1", "replace")
-    return b"".join(name + b"\x1f" + value + b"\x1e" for name, value in sorted(found.items()))
+                found[b"?"] = key.encode("latin-1")
+    return tuple(part for pair in sorted(found.items()) for part in pair)
 
 
 def _jwt_owner(token: bytes) -> bytes | None:
@@ -98,7 +104,10 @@ def _jwt_owner(token: bytes) -> bytes | None:
         claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
     except (binascii.Error, ValueError):
         return None
-    if not isinstance(claims, dict) or not claims.get("iss") or not claims.get("sub"):
+    if not isinstance(claims, dict):
         return None
+    issuer, subject = claims.get("iss"), claims.get("sub")
     tenant = claims.get("tid") or claims.get("org_id") or ""
-    return b"jwt\x00" + orjson.dumps([claims["iss"], tenant, claims["sub"]])
+    if not all(isinstance(claim, str) for claim in (issuer, tenant, subject)):
+        return None
+    return orjson.dumps([issuer, tenant, subject]) if issuer and subject else None

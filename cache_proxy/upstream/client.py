@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Iterable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import aiohttp
 import httpx
@@ -64,7 +65,11 @@ class Upstream:
             )
 
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=session), follow_redirects=False, trust_env=False
+            transport=AiohttpTransport(client=session),
+            follow_redirects=False,
+            trust_env=False,
+            # Upstream's cookie for one caller must not go out with the next caller's request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         )
         self._client.headers.clear()
 

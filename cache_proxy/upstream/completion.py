@@ -5,6 +5,7 @@ Sends once; once more only where the first was refused for the very field that w
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ from .routes import Headers, forward
 __all__ = ["Asked", "Completion", "send"]
 
 _REFUSAL_BYTES = 65_536
-_DONE = b"data: [DONE]"
+# The terminal event with the blank line that ends it. Only at the start of a line: an answer may
+# well speak of it, and inside a JSON string a line never ends.
+_DONE = re.compile(rb"[\r\n]data: ?\[DONE\](?:\r\n\r\n|\n\n|\r\r)")
+_LONGEST_DONE = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,10 @@ class Completion:
             yield held
 
     async def _streamed(self) -> AsyncIterator[bytes]:
-        tail = b""
+        tail = b"\n"  # a stream begins at the start of a line
         async for chunk in self._all():
-            tail = tail[-len(_DONE) :] + chunk
-            self.finished = self.finished or _DONE in tail
+            tail = tail[-_LONGEST_DONE:] + chunk
+            self.finished = self.finished or _DONE.search(tail) is not None
             yield chunk
 
     async def _all(self) -> AsyncIterator[bytes]:

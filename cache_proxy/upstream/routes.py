@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ..tenancy import KEY_PARAMETERS
+from ..tenancy import CREDENTIAL_HEADERS, KEY_PARAMETERS
 
 __all__ = [
     "Headers",
@@ -66,7 +66,7 @@ def target(base: str, raw_path: bytes, query: bytes) -> str:
     way to the base's path, so that `http://proxy/v1/...` reaches `https://host/other/v1/...`.
     """
     parts = urlsplit(base)
-    path = raw_path.decode("latin-1")
+    path = "/" + raw_path.decode("latin-1").removeprefix("/")  # nothing may lengthen the host
     if parts.path and not (path + "/").startswith(parts.path + "/"):
         path = parts.path + (path.removeprefix("/v1") if (path + "/").startswith("/v1/") else path)
     suffix = f"?{query.decode('latin-1')}" if query else ""
@@ -74,9 +74,12 @@ def target(base: str, raw_path: bytes, query: bytes) -> str:
 
 
 def forward(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Request headers as upstream gets them: hop-by-hop ones and the cache's own stay here."""
+    """Request headers as upstream gets them: hop-by-hop ones and the cache's own stay here.
+
+    A credential goes on whatever `Connection` says: upstream must judge the one that was told by.
+    """
     headers = list(headers)
-    dropped = _NOT_FORWARDED | _named_by_connection(headers)
+    dropped = _NOT_FORWARDED | (_named_by_connection(headers) - CREDENTIAL_HEADERS)
     return [
         (name, value)
         for name, value in headers
@@ -104,9 +107,10 @@ def redacted_query(query: bytes) -> bytes:
     """The query string less keys and `alt`, in canonical order: it partitions."""
     if not query:
         return b""
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    kept = sorted((k, v) for k, v in pairs if k.lower() not in KEY_PARAMETERS and k != "alt")
-    return urlencode(kept).encode()
+    # Latin-1 both ways keeps every byte. Of a name given twice the order may count.
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
+    kept = [(k, v) for k, v in pairs if k.lower() not in KEY_PARAMETERS and k != "alt"]
+    return urlencode(sorted(kept, key=lambda pair: pair[0]), encoding="latin-1").encode()
 
 
 def probe_path(base: str, configured: str) -> str:
