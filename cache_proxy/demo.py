@@ -28,7 +28,7 @@ from .upstream.client import Response, Upstream
 
 __all__ = ["run"]
 
-_MODEL = "gpt-4o-mini"
+_MODEL = "gpt-4.1"
 _THINKING_SECONDS = 0.4  # what a quick model takes for a short answer
 
 _ANSWERS = {

@@ -53,11 +53,16 @@ class Memory:
         self._worker = worker
         self._deadline = deadline_seconds
         self._pending: dict[bytes, set[asyncio.Task[None]]] = {}
+        self._working: set[asyncio.Task[None]] = set()
 
-    async def look(self, digest: bytes, partition: bytes, token: bytes) -> Look:
-        """Entry, epoch and acceptance in one round trip. Raises MemoryUnavailable."""
+    async def look(self, digest: bytes, partition: bytes, token: bytes, started: float) -> Look:
+        """Entry, epoch and acceptance in one round trip. Raises MemoryUnavailable.
+
+        `started` is when the request began, by the loop's clock: from there its deadline counts.
+        """
         if tasks := self._pending.get(partition):
-            await asyncio.wait(tuple(tasks), timeout=self._deadline)
+            left = started + self._deadline - asyncio.get_running_loop().time()
+            await asyncio.wait(tuple(tasks), timeout=max(0.0, left))
         return await self.store.look(digest, token)
 
     def embed(self, text: str) -> Recollection:
@@ -65,23 +70,25 @@ class Memory:
         if self._worker is None:
             return Recollection()
         try:
-            return Recollection(embedding=self._worker.submit(text, None, 0))
+            embedding = self._worker.submit(text, None, 0)
         except EncoderError:
             return Recollection()
+        embedding.add_done_callback(_heard)
+        return Recollection(embedding=embedding)
 
-    async def recall(self, text: str, partition: bytes, k: int) -> Recollection:
+    async def recall(self, text: str, partition: bytes, k: int, started: float) -> Recollection:
         """The k nearest stored prompts of this partition, confirmed. Never raises."""
         worker = self._worker
         if worker is None:
             return Recollection(trouble="no_encoder")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline
+        deadline = started + self._deadline
         try:
             embedding = worker.submit(text, partition, k)
         except EncoderError:
             return Recollection(trouble="encoder")
         embedding.add_done_callback(_heard)
-        await asyncio.wait((embedding,), timeout=self._deadline)
+        left = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait((embedding,), timeout=max(0.0, left))
         if not embedding.done():
             return Recollection(embedding=embedding, trouble="late")
         try:
@@ -137,10 +144,13 @@ class Memory:
         self.soon(partition, work())
 
     def soon(self, partition: bytes, work: Coroutine[object, object, None]) -> None:
-        """Run `work` in the background, ahead of the partition's next look."""
-        task = asyncio.get_running_loop().create_task(work)
+        """Run `work` in the background, ahead of the partition's next look; what takes longer than
+        a request has for the cache holds none up."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
         tasks = self._pending.setdefault(partition, set())
         tasks.add(task)
+        self._working.add(task)
 
         def settled(done: asyncio.Task[None]) -> None:
             tasks.discard(done)
@@ -148,10 +158,12 @@ class Memory:
                 del self._pending[partition]
 
         task.add_done_callback(settled)
+        task.add_done_callback(self._working.discard)
+        loop.call_later(self._deadline, settled, task)
 
     async def settle(self, seconds: float) -> None:
         """Give what is being remembered this long to be stored."""
-        if tasks := [task for pending in self._pending.values() for task in pending]:
+        if tasks := tuple(self._working):
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _remember(

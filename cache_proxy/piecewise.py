@@ -55,7 +55,9 @@ class Piecewise:
             return await self._proxy.pass_by(exchange, None, batch.reason, started)
         outcome = Outcome(kind="miss", model=batch.request.model, tenant=batch.tenant)
         try:
-            look = await self._parts.memory.look(batch.digests[0], batch.partition, batch.token)
+            look = await self._parts.memory.look(
+                batch.digests[0], batch.partition, batch.token, started
+            )
             accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
             known = await self._known(batch, accepted)
         except MemoryUnavailable as exc:

@@ -79,11 +79,11 @@ class Proxy:
             return await self.pass_by(exchange, call, prompt.reason, started)
 
         try:
-            look = await self._parts.memory.look(call.digest, call.partition, call.token)
+            look = await self._parts.memory.look(call.digest, call.partition, call.token, started)
         except MemoryUnavailable as exc:
             return await self.pass_by(exchange, call, exc.part, started)
 
-        verdict, found = await self._judge(exchange, call, look)
+        verdict, found = await self._judge(exchange, call, look, started)
         outcome = self._outcome(call, verdict, found, started)
         if isinstance(verdict, Hit) and not outcome.shadow:
             return self._serve(call, verdict, outcome, started)
@@ -97,7 +97,7 @@ class Proxy:
         return await self.fly(exchange, call, key, outcome, landed, started)
 
     async def _judge(
-        self, exchange: Exchange, call: Call, look: Look
+        self, exchange: Exchange, call: Call, look: Look, started: float
     ) -> tuple[Hit | Miss, Recollection]:
         """Exact, then similar; and the embedding under way for what a miss will store."""
         now = int(self._parts.clock())
@@ -108,12 +108,16 @@ class Proxy:
         readable = accepted and not call.asked.no_cache
         if readable and look.entry and decisions.fits(look.entry, call.asked, now):
             return Hit(look.entry, "exact", 1.0), _NOTHING
-        if reason := decisions.closed(call.request, call.asked, self._parts.policy):
-            return Miss(_unread(call, accepted) or reason), _NOTHING
         text = call.request.text or ""
+        if reason := decisions.closed(call.request, call.asked, self._parts.policy):
+            # Who asked for exact matches only did not ask to be found by them only.
+            found = self._parts.memory.embed(text) if reason == "mode" and text else _NOTHING
+            return Miss(_unread(call, accepted) or reason), found
         if not readable:
             return Miss(_unread(call, accepted)), self._parts.memory.embed(text)
-        found = await self._parts.memory.recall(text, call.partition, self._parts.policy.neighbours)
+        found = await self._parts.memory.recall(
+            text, call.partition, self._parts.policy.neighbours, started
+        )
         if found.trouble:
             return Miss(found.trouble), found
         return decisions.choose(text, found.candidates, call.asked, self._parts.policy, now), found
@@ -173,6 +177,8 @@ class Proxy:
             model=call.request.model if call else "",
             tenant=call.tenant if call else "",
         )
+        if call is not None and call.asked.only_if_cached:
+            return self.nothing_cached(outcome, started)
 
         def landed(flight: Flight[Landing]) -> Landing:
             if call is not None and flight.status >= 400:

@@ -90,5 +90,7 @@ def _words(outcome: Outcome) -> tuple[bytes, str]:
 
 def failure(outcome: Outcome, body: bytes, *, retry: bool) -> Reply:
     """An error of our own, in the protocol's shape; `retry` False tells SDKs not to try again."""
-    outcome_headers = passed_headers(outcome, [_JSON, (b"content-length", b"%d" % len(body))])
-    return Reply(outcome.status, outcome_headers if retry else [*outcome_headers, _NO_RETRY], body)
+    told = passed_headers(outcome, [_JSON, (b"content-length", b"%d" % len(body))])
+    # RFC 9211 2: `Cache-Status` speaks of upstream's answers and stored ones, not of our own.
+    headers = [pair for pair in told if pair[0] != b"cache-status"]
+    return Reply(outcome.status, headers if retry else [*headers, _NO_RETRY], body)

@@ -201,6 +201,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if parent := multiprocessing.parent_process():
+        # A worker without its parent has nobody who would replace it, stop it or free its port.
+        loop.add_reader(parent.sentinel, stop.set)
     async with running(
         settings, url, proxy_socket=proxy_socket, admin_socket=admin_socket, valkey=valkey
     ) as (_, server):

@@ -203,12 +203,12 @@ async def sidecar(
         ledger=ledger,
         clock=time.time,
     )
+    await asyncio.to_thread(prices.warm)  # half a second of imports that no request should pay
     if worker is not None:
         worker.start()
     tasks = [
         asyncio.create_task(memory.run()),
         asyncio.create_task(ledger.run(store)),
-        asyncio.create_task(asyncio.to_thread(prices.warm)),
     ]
     try:
         yield Sidecar(app, admin, memory, ledger, chosen)
