@@ -105,7 +105,7 @@ def test_the_interval_of_nothing_and_of_everything() -> None:
     assert interval(2, 500, 0.99).high > interval(2, 500).high > interval(2, 500, 0.8).high
 
 
-@pytest.mark.parametrize("size", [1, 10, 60, 300])
+@pytest.mark.parametrize("size", [1, 10, 60, 150])
 def test_the_interval_covers_every_true_rate_at_least_that_often(size: int) -> None:
     """Not sampled but added up: the chance of every count whose interval holds the true rate."""
     held = [interval(wrong, size) for wrong in range(size + 1)]
@@ -118,15 +118,19 @@ def test_the_interval_covers_every_true_rate_at_least_that_often(size: int) -> N
         assert covered >= 0.95 - 1e-9
 
 
-@pytest.mark.parametrize("size", [50, 200, 700])
+@pytest.mark.parametrize("size", [50, 150, 400])
 def test_the_printed_interval_covers_the_true_rate_in_19_of_20_simulated_runs(size: int) -> None:
-    """2,500 rounds of audits for each true rate of wrong hits."""
+    """2,500 rounds of audits for each true rate: together, and each alone but for the dice."""
     dice = random.Random(size)
     held = [interval(wrong, size) for wrong in range(size + 1)]
+    runs, covered = 2_500, []
     for rate in RATES:
         reached = list(accumulate(chances(size, rate)))
-        runs = [held[min(size, bisect_left(reached, dice.random()))] for _ in range(2_500)]
-        assert sum(low <= rate <= high for _, low, high in runs) >= 0.95 * len(runs)
+        said = (held[min(size, bisect_left(reached, dice.random()))] for _ in range(runs))
+        covered.append(sum(low <= rate <= high for _, low, high in said))
+    assert sum(covered) >= 0.95 * runs * len(RATES)
+    # Where coverage is 95 % and no more, half of all dice fall short of it by a little.
+    assert min(covered) >= 0.95 * runs - 3 * math.sqrt(runs * 0.95 * 0.05)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +242,8 @@ WORLDS: dict[str, Callable[[float], float]] = {
     "wrong from 0.9 on down": lambda score: 0.01 if score > 0.9 else 0.3,
     "slowly worse": lambda score: (1 - score) * 0.5,
 }
-ASKED = tuple(step / 50 for step in range(49, 29, -1))
-SIMULATED = 600
+ASKED = tuple(step / 25 for step in range(24, 14, -1))
+SIMULATED = 500
 
 
 def wrong_share(threshold: float, wrong: Callable[[float], float]) -> float:
@@ -348,6 +352,6 @@ def test_a_pool_certifies_what_its_labels_would() -> None:
         pool = pool.add(score, right)
     edges = tuple(edge / 100 for edge in range(100, 59, -1))
     assert pool.loosest(0.01) == certify(data, 0.01, candidates=edges)
-    assert pool.loosest(0.01) == Certificate(0.86, 551, 1, upper_bound(1, 551, 0.95))
+    assert pool.loosest(0.01) == Certificate(0.93, 551, 1, upper_bound(1, 551, 0.95))
     assert Pool().loosest(0.01) == NotCertifiable(299)
     assert Pool({97: (298, 0), 80: (0, 0)}).loosest(0.01) == NotCertifiable(1)

@@ -444,6 +444,18 @@ async def test_a_stream_that_breaks_off_looks_broken_off(
         assert (await world.stats())["stored"] == 1
 
 
+@pytest.mark.parametrize("finish", ["stop", ""], ids=["finished", "unfinished"])
+async def test_a_stream_without_its_last_event_is_passed_on_and_not_kept(
+    world: World, finish: str
+) -> None:
+    """I4: the connection ended in good order, but nobody said that the answer was whole."""
+    world.upstream.script = lambda seen: streamed("all there is", seen, finish=finish, done=False)
+    asked = [await world.ask(QUESTION, stream=True) for _ in range(2)]
+    assert [(a.status, a.kind, a.text) for a in asked] == [(200, "MISS", "all there is")] * 2
+    counted = await world.stats()
+    assert (counted["stored"], counted["discards"]) == (0, {"cut": 2})
+
+
 async def test_an_answer_that_breaks_off_is_not_made_whole(world: World) -> None:
     """I4, I5: the promised length is not reached, and the client sees that."""
     world.upstream.script = lambda seen: Reply(

@@ -114,6 +114,16 @@ async def outcome(
 REFUND = "Where's my refund?"
 REFUND_REWORDED = "Where is my refund?"
 HISTORY = [user("I sent my shoes back."), said("Thank you.")]
+LOOKED_UP = [
+    user("Who am I?"),
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "Ann"},
+]
 SUMMARY = [system("Answer briefly."), *HISTORY]
 
 # What real traffic looks like (DESIGN 6): (line, first, second, what becomes of the second).
@@ -214,6 +224,8 @@ TRAFFIC: list[tuple[str, Ask, Ask, str]] = [
     ("an anaphoric turn", ask("And the second one?"), ask("and the second one?"), "miss anaphoric"),
     ("an anaphoric turn, the same", ask("And the second one?"), ask("And the second one?"), "exact"),
     ("a bare yes", ask("yes", *HISTORY), ask("Yes", *HISTORY), "miss anaphoric"),
+    ("a tool turn: other words", ask(FORGOTTEN, *LOOKED_UP), ask(FORGOT, *LOOKED_UP), "miss tool_turns"),
+    ("a tool turn: the same", ask(FORGOTTEN, *LOOKED_UP), ask(FORGOTTEN, *LOOKED_UP), "exact"),
     ("the same history", ask(FORGOTTEN, *SUMMARY), ask(FORGOT, *SUMMARY), "semantic"),
     ("another history", ask(FORGOTTEN, *HISTORY), ask(FORGOT, user("Hi."), said("Hello.")), "miss no_entry"),
     ("a history or none", ask(FORGOTTEN), ask(FORGOT, *HISTORY), "miss no_entry"),
