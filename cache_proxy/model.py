@@ -177,6 +177,7 @@ class Candidate:
 
     entry: Entry
     similarity: float  # cosine, -1 to 1
+    floor: float = 0.0  # up to here its answer was shown to be wrong
 
 
 @dataclass(frozen=True, slots=True)
