@@ -20,6 +20,7 @@ import structlog
 from fastapi import FastAPI
 
 from embeddings import Encoder, EncoderError, Index, Worker, load, self_test
+from embeddings.background import background
 
 from .acceptance import Acceptance
 from .admin import admin_app
@@ -124,8 +125,9 @@ def open_store(settings: Settings, url: str, *, fingerprint: bytes = _NO_ENCODER
 def policy(settings: Settings, encoder: Encoder | None) -> Policy:
     """The part of the settings that the decisions may know."""
     threshold = settings.threshold or (encoder.threshold if encoder else None)
+    reported = background(encoder) if encoder is not None and threshold is None else 1.0
     return Policy(
-        threshold=threshold or 1.0,
+        threshold=threshold or reported,
         ttl_seconds=settings.ttl,
         max_temperature=settings.max_temperature,
         neighbours=settings.neighbours,
