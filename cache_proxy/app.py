@@ -99,16 +99,14 @@ class App:
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | tuple[int, str]:
         """The whole body, or the status and sentence to refuse it with."""
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message["body"]
-            return body if len(body) <= self._max_body_bytes else self._too_large
         if _length(headers) > self._max_body_bytes:
             return self._too_large
         parts = bytearray()
         try:
+            # Around the first byte too: a client may name a length and send nothing at all.
             async with asyncio.timeout(self._body_seconds):
                 while True:
+                    message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     parts += message["body"]
@@ -116,7 +114,6 @@ class App:
                         return self._too_large
                     if not message.get("more_body"):
                         return bytes(parts)
-                    message = await receive()
         except TimeoutError:
             return 408, f"The request body took longer than {self._body_seconds:g} seconds."
 

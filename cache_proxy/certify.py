@@ -3,8 +3,8 @@
 Exact binomial (Clopper-Pearson) bounds and fixed-sequence testing: candidate thresholds are asked
 from strict to loose, and the first that fails ends the search, so that asking many costs no
 confidence. A candidate that serves so few that not even a clean record could pass is passed over,
-which looks at scores only, never at labels. One looser than the data's lowest score is not asked:
-nothing is known about what it would add.
+which looks at scores only, never at labels. One that adds no labelled hit to the accepted one is
+not taken: nothing is known about what lies between the two.
 
 The plain way, the best threshold on the data at hand, is not taken: it certifies luck. Everything
 here assumes labels drawn as traffic is and independent of each other. A pool that is asked again
@@ -130,17 +130,21 @@ def fewest(wrong: int, budget: float, confidence: float) -> int:
     """The fewest labelled hits that pass with this many wrong among them: 299 clean for 1 %."""
     _sane(wrong, wrong, confidence)
     _sane_budget(budget)
-    doubt = 1 - confidence
     low, high = wrong, wrong + 1
-    while _at_most(wrong, high, budget) > doubt:
+    while not _passes(wrong, high, budget, confidence):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if _at_most(wrong, middle, budget) > doubt:
-            low = middle
-        else:
+        if _passes(wrong, middle, budget, confidence):
             high = middle
+        else:
+            low = middle
     return high
+
+
+def _passes(wrong: int, served: int, budget: float, confidence: float) -> bool:
+    """Whether the upper bound keeps the budget: one evaluation where finding the bound takes 60."""
+    return _at_most(wrong, served, budget) <= 1 - confidence
 
 
 def _sane(wrong: int, served: int, confidence: float) -> None:
@@ -220,7 +224,7 @@ def certify(
     candidates: Sequence[float] = CANDIDATES,
 ) -> Certificate | NotCertifiable:
     """The loosest candidate reached without a failure. `candidates` must not come from `scored`."""
-    return _scan(_known(scored, candidates), budget, confidence)
+    return _scan(count(scored, candidates), budget, confidence)
 
 
 def plan(
@@ -234,26 +238,22 @@ def plan(
 
     That is the strictest that `scale` times as many pairs of this kind would let pass, with one
     wrong hit to spare if there is such a one. Without it, one mislabelled pair among the nearest
-    ends the scan at its first step.
+    ends the scan at its first step. Simulated with labels 3 % wrong above 0.98 and 0.2 % below,
+    2,500 pairs, a budget of 1 %: certified in 27 % of runs, with no plan in 1 %.
     """
-    ordered = tuple(sorted(candidates, reverse=True))
     counts = [
         Count(known.threshold, round(known.served * scale), round(known.wrong * scale))
-        for known in _known(scored, candidates)
+        for known in count(scored, candidates)
     ]
-    if not counts:
-        return ordered
+    thresholds = tuple(known.threshold for known in counts)
+    if not scored:
+        return thresholds
     for spare in (1, 0):
         for at, (_, served, wrong) in enumerate(counts):
-            # The cheap question first: where even a clean record fails, nothing is computed.
-            if (
-                served
-                and wrong + spare < served * budget
-                and (upper_bound(wrong + spare, served, confidence) <= budget)
-            ):
-                return ordered[at:]
+            if _passes(wrong + spare, served, budget, confidence):
+                return thresholds[at:]
     bounds = [upper_bound(wrong, served, confidence) for _, served, wrong in counts]
-    return ordered[bounds.index(min(bounds)) :]
+    return thresholds[bounds.index(min(bounds)) :]
 
 
 def split(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -277,43 +277,37 @@ def _lot(pair: Pair) -> float:
     return int.from_bytes(drawn[:4], "big") / 2**32
 
 
-def _known(scored: Sequence[Scored], candidates: Sequence[float]) -> tuple[Count, ...]:
-    """The candidates that the data speak of: down to the first that takes in the lowest score."""
-    if not scored:
-        return ()
-    counts = count(scored, candidates)
-    all_in = (at for at, known in enumerate(counts) if known.served == len(scored))
-    return counts[: next(all_in, len(counts)) + 1]
-
-
 def _scan(
     counts: Sequence[Count], budget: float, confidence: float
 ) -> Certificate | NotCertifiable:
     clean = fewest(0, budget, confidence)
-    accepted = None
+    accepted: Count | None = None
     for known in counts:
         if known.served < clean:
             continue
-        bound = upper_bound(known.wrong, known.served, confidence)
-        if bound > budget:
+        if not _passes(known.wrong, known.served, budget, confidence):
             break
-        accepted = Certificate(known.threshold, known.served, known.wrong, bound)
-    return accepted or NotCertifiable(_needed(counts, budget, confidence))
+        if accepted is None or known.served > accepted.served:
+            accepted = known
+    if accepted is None:
+        return NotCertifiable(_needed(counts, budget, confidence))
+    return Certificate(*accepted, upper_bound(accepted.wrong, accepted.served, confidence))
 
 
 def _needed(counts: Sequence[Count], budget: float, confidence: float) -> int:
     """The fewest further hits, all right and scored above every candidate, for one to pass."""
     clean = fewest(0, budget, confidence)
-    passing = [fewest(known.wrong, budget, confidence) for known in counts]
-
-    def enough(more: int) -> bool:
-        for known, least in zip(counts, passing, strict=True):
-            if known.served + more >= clean:
-                return known.served + more >= least
-        return False
-
-    missing = {max(1, least - known.served) for known, least in zip(counts, passing, strict=True)}
-    return min(filter(enough, missing), default=clean)
+    best: int | None = None
+    stricter = 0  # what the candidate before serves
+    for known in counts:
+        # A share above the budget never passes: what cannot beat the best needs no exact answer.
+        if best is None or known.wrong / budget - known.served < best:
+            more = max(1, fewest(known.wrong, budget, confidence) - known.served)
+            # With that many more, those before must still be too few to be asked, and so to fail.
+            if best is None or (more < best and stricter + more < clean):
+                best = more
+        stricter = known.served
+    return clean if best is None else best
 
 
 # --- labels as they come in ---------------------------------------------------------------------
@@ -352,13 +346,14 @@ class Pool:
         return Count(threshold, sum(map(sum, served)), wrong)
 
     def loosest(self, budget: float, confidence: float = 0.95) -> Certificate | NotCertifiable:
-        """The scan over the edges of the bins, down to the lowest that holds a label."""
-        labelled = [at for at, labels in self.bins.items() if any(labels)]
-        edges = range(_BINS, min(labelled, default=_BINS) - 1, -1)
+        """The scan over the edges of the bins."""
+        edges = range(_BINS, -1, -1)
         return _scan([self.at(at / _BINS) for at in edges], budget, confidence)
 
 
 def _bin(score: float) -> int:
     """The hundredth at or below a score: 0.29 lies in 29, though 0.29 * 100 is less."""
     at = min(_BINS, max(0, floor(score * _BINS)))
+    if at > 0 and at / _BINS > score:
+        return at - 1
     return at + 1 if at < _BINS and (at + 1) / _BINS <= score else at

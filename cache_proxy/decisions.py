@@ -60,8 +60,6 @@ _short_time_bound = lru_cache(4_096)(wording.time_bound)
 def closed(request: Request, asked: Directives, policy: Policy) -> str:
     """Why this request may only be matched exactly; "" when meaning may decide."""
     text = request.text
-    if asked.mode == "exact":
-        return "mode"
     if not text:
         return "no_text"
     if request.declares_tools and not policy.semantic_with_tools:
@@ -80,7 +78,8 @@ def closed(request: Request, asked: Directives, policy: Policy) -> str:
         language = wording.language(text)
         if language and language not in policy.languages:
             return "language"
-    return ""
+    # Last: what only its caller wants exact may still be found by meaning, by others.
+    return "mode" if asked.mode == "exact" else ""
 
 
 def fits(entry: Entry, asked: Directives, now: int) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 import uvicorn
 import uvloop
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -126,21 +127,23 @@ def _show(console: Console, data_dir: Path) -> None:
 
 
 async def _ask_all(base: str) -> Table:
-    table = Table(title="What became of each question", title_justify="left")
-    for column in ("what it shows", "prompt", "outcome", "tier", "similarity", "reason", "answer"):
-        table.add_column(column, no_wrap=column in ("outcome", "tier"))
-    table.add_column("ms", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("question, and what it shows")
+    for column in ("outcome", "tier or reason", "cosine", "answer"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
     client = Upstream(max_connections=4, connect_seconds=5)
     try:
         for question in _QUESTIONS:
-            table.add_row(question.shows, question.text, *await _ask(client, base, question))
+            cells = await _ask(client, base, question)
+            table.add_row(f"{question.text}\n[dim]  {question.shows}[/]", *cells)
     finally:
         await client.close()
     return table
 
 
 async def _ask(client: Upstream, base: str, question: _Question) -> tuple[str, ...]:
-    """Outcome, tier, similarity, reason, whether the answer is the right one, milliseconds."""
+    """Outcome, tier or reason, similarity, whether the answer is the right one, milliseconds."""
     body = {
         "model": _MODEL,
         "messages": [{"role": "user", "content": question.text}],
@@ -161,9 +164,8 @@ async def _ask(client: Upstream, base: str, question: _Question) -> tuple[str, .
     colour = {"HIT": "green", "MISS": "yellow"}.get(outcome, "cyan")
     return (
         f"[{colour}]{outcome}[/]",
-        told.get("x-cache-tier", ""),
+        told.get("x-cache-tier") or told.get("x-cache-veto") or told.get("x-cache-reason", ""),
         told.get("x-cache-similarity", ""),
-        told.get("x-cache-veto", told.get("x-cache-reason", "")),
         "right" if text == _ANSWERS[question.topic] else "[red]WRONG[/]",
         f"{milliseconds:.1f}",
     )

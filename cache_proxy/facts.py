@@ -36,11 +36,12 @@ class Facts:
     acronyms: frozenset[str]
     literals: frozenset[str]  # quotes, links, file names, identifiers; folded
     code: tuple[str, ...]  # operators, flags, tags, escapes and code spans, exact, sorted
-    fences: tuple[str, ...]  # fenced blocks, exact
+    fences: tuple[str, ...]  # fenced blocks and indented lines, exact
     form: frozenset[str]
     question: frozenset[str]
 
 
+_INDENTED = re.compile(r"\n([ \t]+\S.*)")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _QUOTED = re.compile(r"\"([^\"\n]{2,})\"|(?<!\w)'([^'\n]{2,})'(?!\w)")
@@ -75,6 +76,9 @@ def facts(text: str) -> Facts:
     clean = unicodedata.normalize("NFC", text).translate(wording.STRAIGHT)
     fences = tuple(map(str.strip, _FENCE.findall(clean))) if "```" in clean else ()
     prose = _FENCE.sub(" ", clean) if fences else clean
+    if "\n " in prose or "\n\t" in prose:
+        # Code needs no fence to be code: encoders do not see how far a line is indented.
+        fences += tuple(_INDENTED.findall(prose.strip()))
     folded = wording.fold(clean)
     shouted = prose.isupper()
     told = wording.tokens(prose if shouted else _TELLING_CASE.sub(_told_apart, prose))

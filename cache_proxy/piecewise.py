@@ -53,6 +53,9 @@ class Piecewise:
             return self._proxy.refuse(exc, started)
         if isinstance(batch, Bypass):
             return await self._proxy.pass_by(exchange, None, batch.reason, started)
+        if batch.asked.mode == "off" or batch.asked.no_store:
+            reason = "off" if batch.asked.mode == "off" else "no_store"
+            return await self._pass_by(exchange, batch, reason, started)
         outcome = Outcome(kind="miss", model=batch.request.model, tenant=batch.tenant)
         try:
             look = await self._parts.memory.look(
@@ -61,7 +64,7 @@ class Piecewise:
             accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
             known = await self._known(batch, accepted)
         except MemoryUnavailable as exc:
-            return await self._proxy.pass_by(exchange, None, exc.part, started)
+            return await self._pass_by(exchange, batch, exc.part, started)
 
         missing = [n for n, entry in enumerate(known) if entry is None]
         found = [entry for entry in known if entry is not None]
@@ -89,8 +92,6 @@ class Piecewise:
         asked = directives(exchange.headers)
         if any(name == b"content-encoding" for name, _ in exchange.headers):
             return Bypass("encoded")
-        if asked.mode == "off" or asked.no_store:
-            return Bypass("off" if asked.mode == "off" else "no_store")
         document = canonical.load(exchange.body)
         caller = self._parts.reader.caller(exchange)
         if caller is None:
@@ -127,6 +128,31 @@ class Piecewise:
             return None
         names = b"".join(batch.digests[n] for n in missing)
         return names + (b"" if accepted else batch.token)
+
+    async def _pass_by(
+        self, exchange: Exchange, batch: _Batch, reason: str, started: float
+    ) -> Reply:
+        """Straight to upstream; what it costs still counts."""
+        outcome = Outcome(
+            kind="bypass", reason=reason, model=batch.request.model, tenant=batch.tenant
+        )
+
+        def landed(flight: Flight[Landing]) -> Landing:
+            return self._billed(batch, flight_body(flight))
+
+        return await self._proxy.fly(exchange, None, None, outcome, landed, started)
+
+    def _billed(self, batch: _Batch, body: bytes | None) -> Landing:
+        """What an answer cost that is not kept."""
+        usage = api.billed(body) if body is not None else None
+        if body is None or usage is None:
+            return Landing()
+        return Landing(_answer(body, usage), self._cost(batch, usage))
+
+    def _cost(self, batch: _Batch, usage: Usage | None) -> int | None:
+        if usage is None:
+            return None
+        return self._parts.prices.cost(usage, batch.request.model, self._parts.base_url)
 
     def _serve(self, found: Sequence[Entry], outcome: Outcome, started: float) -> Reply:
         """Every input is known."""
@@ -171,14 +197,12 @@ class Piecewise:
         self._proxy.note(flight, look, batch.partition, batch.token)
         body = flight_body(flight)
         split = api.split(body, len(missing)) if body is not None else None
-        if split is None or split.usage is None:
-            return Landing()
-        cost = self._parts.prices.cost(split.usage, batch.request.model, self._parts.base_url)
+        if body is None or split is None:
+            return self._billed(batch, body)
         now = int(self._parts.clock())
         ttl = min(self._parts.policy.ttl_seconds, batch.asked.ttl or now)
         sizes = [len(batch.request.items[n]) for n in missing]
-        tokens = api.apportion(split.usage.input, sizes)
-        costs = [None] * len(missing) if cost is None else api.apportion(cost, sizes)
+        usages = _shares(split.usage, sizes)
         entries = [
             Entry(
                 digest=batch.digests[n],
@@ -193,30 +217,41 @@ class Piecewise:
                 tenant=batch.tenant,
                 namespace=batch.asked.namespace,
                 tags=batch.asked.tags,
-                usage=Usage(input=share),
-                cost=price,
+                usage=usage,
+                cost=self._cost(batch, usage),
                 body=canonical.dump(split.model) + b"\n" + piece,
             )
-            for n, piece, share, price in zip(missing, split.pieces, tokens, costs, strict=True)
+            for n, piece, usage in zip(missing, split.pieces, usages, strict=True)
         ]
         self._parts.memory.remember_all(batch.partition, entries, ttl)
-        answer = Answer(
-            body or b"",
-            split.usage,
-            finished=(),
-            terminal=True,
-            empty=False,
-            refused=False,
-            tool_calls=False,
-            error=False,
-        )
-        return Landing(answer, cost, stored=True)
+        cost = self._cost(batch, split.usage)
+        return Landing(_answer(body, split.usage), cost, stored=True)
+
+
+def _answer(body: bytes, usage: Usage | None) -> Answer:
+    return Answer(
+        body,
+        usage,
+        finished=(),
+        terminal=True,
+        empty=False,
+        refused=False,
+        tool_calls=False,
+        error=False,
+    )
 
 
 def _reason(batch: _Batch, accepted: bool) -> str:
     if batch.asked.no_cache:
         return "no_cache"
     return "no_entry" if accepted else "unaccepted"
+
+
+def _shares(usage: Usage | None, sizes: Sequence[int]) -> Sequence[Usage | None]:
+    """Each input's part of what its batch was billed."""
+    if usage is None:
+        return [None] * len(sizes)
+    return [Usage(input=share) for share in api.apportion(usage.input, sizes)]
 
 
 def _piece(entry: Entry) -> bytes:
@@ -230,11 +265,11 @@ def _joined(found: Sequence[Entry], usage: Usage | None) -> bytes:
 
 def _saved(found: Sequence[Entry]) -> tuple[Usage | None, int | None]:
     """Tokens and nano-dollars that the known inputs cost when they were asked."""
-    if not found:
-        return None, None
     costs = [entry.cost for entry in found]
-    tokens = sum(entry.usage.input for entry in found if entry.usage)
-    return Usage(input=tokens), None if None in costs else sum(cost or 0 for cost in costs)
+    tokens = [entry.usage.input for entry in found if entry.usage]
+    if not tokens:
+        return None, None
+    return Usage(input=sum(tokens)), None if None in costs else sum(cost or 0 for cost in costs)
 
 
 def _sum(one: Usage | None, other: Usage | None) -> Usage | None:

@@ -11,13 +11,12 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI
 
 from embeddings import Encoder, EncoderError, Index, Worker, load, self_test
 from embeddings.background import background
@@ -62,7 +61,7 @@ class Sidecar:
     """A running sidecar's two applications."""
 
     app: App
-    admin: FastAPI
+    admin: Callable[..., Awaitable[None]]
     memory: Memory
     ledger: Ledger
     policy: Policy

@@ -145,6 +145,11 @@ WorldMaker = Callable[..., Any]
 @pytest.fixture
 def make_world(valkey: str, tmp_path: Path) -> WorldMaker:
     """`async with make_world(threshold=0.9) as world:` for a sidecar with settings of its own."""
+    return world_maker(valkey, tmp_path / "data")
+
+
+def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
+    """The same, for fixtures that outlive a test."""
 
     @asynccontextmanager
     async def make(store_url: str = valkey, **flags: Any) -> AsyncIterator[World]:
@@ -153,7 +158,7 @@ def make_world(valkey: str, tmp_path: Path) -> WorldMaker:
             settings = configuration.load(
                 **{
                     "upstream": upstream.base_url,
-                    "data_dir": tmp_path / "data",
+                    "data_dir": data_dir,
                     "redis_url": store_url,
                     "key_prefix": f"t{next(_names)}-{time.time_ns()}",
                     # These tests ask what is served, not how fast a busy machine is.

@@ -25,6 +25,7 @@ __all__ = [
     "Unreadable",
     "apportion",
     "ask",
+    "billed",
     "error",
     "join",
     "parse",
@@ -114,6 +115,15 @@ def split(body: bytes, n: int) -> Split | None:
         return None
     usage, model = usage_of(document), document.get("model")
     return Split(tuple(pieces[i] for i in range(n)), model if type(model) is str else "", usage)
+
+
+def billed(body: bytes) -> Usage | None:
+    """The tokens that an answer was billed, whatever else it holds."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return usage_of(document) if type(document) is dict else None
 
 
 def _is_vector(item: Any) -> bool:

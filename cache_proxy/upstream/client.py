@@ -12,6 +12,9 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream, map_aiohttp_exceptions
+from multidict import CIMultiDict
+from yarl import URL
 
 from ..errors import UpstreamUnavailable
 from .routes import Headers, backward
@@ -46,6 +49,48 @@ class Response:
         await self._response.aclose()
 
 
+class _AsSpelt(AiohttpTransport):
+    """httpx over aiohttp, with target and headers exactly as the client spelt them.
+
+    The plain transport writes odd percent signs anew and joins repeated headers, and signatures
+    are made over both.
+    """
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not isinstance(self.client, aiohttp.ClientSession):
+            self.client = self.get_client()
+        timeout = request.extensions["timeout"]
+        body = request.extensions["body"]
+        with map_aiohttp_exceptions():
+            response = await self.client.request(
+                request.method,
+                URL(request.extensions["url"], encoded=True),
+                headers=CIMultiDict((_text(k), _text(v)) for k, v in request.extensions["headers"]),
+                data=body or None,
+                allow_redirects=False,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(
+                    sock_connect=timeout["connect"],
+                    sock_read=timeout["read"],
+                    connect=timeout["pool"],
+                ),
+            )
+        return httpx.Response(
+            response.status,
+            headers=response.raw_headers,
+            stream=AiohttpResponseStream(response),
+            request=request,
+        )
+
+
+def _text(value: bytes) -> str:
+    """What aiohttp, which writes UTF-8, will write as these bytes; Latin-1 it cannot."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
 class Upstream:
     """A pool of connections to the configured providers."""
 
@@ -65,7 +110,7 @@ class Upstream:
             )
 
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=session),
+            transport=_AsSpelt(client=session),
             follow_redirects=False,
             trust_env=False,
             # Upstream's cookie for one caller must not go out with the next caller's request.
@@ -88,9 +133,8 @@ class Upstream:
         """
         request = self._client.build_request(
             method,
-            url,
-            headers=list(headers),
-            content=body,
+            "http://upstream/",  # the real one goes past httpx, which would spell it anew
+            extensions={"url": url, "headers": list(headers), "body": body},
             timeout=httpx.Timeout(
                 read_seconds,
                 connect=self._connect_seconds,
