@@ -216,7 +216,7 @@ def explanation(said: Mapping[str, Any]) -> RenderableType:
                 near["entry"][:12],
                 f"{near['similarity']:.3f}",
                 f"{near['score']:.3f}",
-                f"{near['floor']:.3f}" if near["floor"] else "",
+                f"{near['floor']:.3f}" if near["floor"] > -1 else "",
                 objections,
             )
         lines.append(table)

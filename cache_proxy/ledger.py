@@ -226,7 +226,9 @@ class Ledger:
             row.add(self._flags["shadow"])
 
     def _count_money(self, row: Row, outcome: Outcome) -> None:
-        if outcome.kind == "hit" or outcome.saved is not None:
+        # Who shared a call and left last pays for it, and saved nothing.
+        shared = outcome.collapsed and outcome.spent is None
+        if outcome.kind == "hit" or shared or outcome.saved is not None:
             source = "collapsed" if outcome.collapsed else outcome.tier or "exact"
             self._pay(row, "saved", source, outcome.saved, outcome.saved_cost)
         if outcome.spent is not None or _unmeasured(outcome):

@@ -54,6 +54,7 @@ _FLIGHTS = 1  # MGETs under way at once; further looks gather for the next
 _QUEUE = 1024  # looks waiting for one; more is a store that cannot follow
 _JOURNAL = 20_000  # records, about 2 MB
 _EVICTIONS = 64  # at most, of each kind, by one write: it has a deadline to keep
+_NO_FLOOR = -2.0
 _FLOORS = 10_000  # entries with a floor, about 1 MB
 _FLOOR_PARTS = 1_000_000  # floors are kept as whole millionths of a cosine
 _RULES = 1000  # purge rules kept
@@ -369,8 +370,8 @@ class Store:
     # Floors -------------------------------------------------------------------------------------
 
     def floor(self, digest: bytes) -> float:
-        """The similarity up to which this entry was shown to be wrong; 0 for nearly all."""
-        return self._floors.get(digest, 0.0)
+        """The similarity up to which this entry was shown to be wrong; -2 for nearly all."""
+        return self._floors.get(digest, _NO_FLOOR)
 
     async def raise_floor(self, digest: bytes, similarity: float) -> None:
         """From here on, everywhere, serve this entry by meaning only above `similarity`.
@@ -622,7 +623,7 @@ class Store:
         )
         for digest, parts in floors.items():
             known = int(parts) / _FLOOR_PARTS
-            self._floors[digest] = max(known, self._floors.get(digest, 0.0))
+            self._floors[digest] = max(known, self._floors.get(digest, _NO_FLOOR))
         theirs = {int(name): unpack_rule(int(name), rule) for name, rule in stored.items()}
         ours = {rule.epoch: rule for rule in self._purged.rules}
         rules = thin((ours | theirs).values(), int(self._clock()) - _RULE_SECONDS, _RULES)

@@ -88,9 +88,7 @@ async def test_a_reported_hit_is_never_served_again(world: World) -> None:
     """Not the pair, nor a prompt as near, nor after the answer was stored anew."""
     await world.ask(FRANCE)
     hit = await world.ask(REWORDED)
-    said = await admin(
-        world, "/bad", {"entry": hit.headers["x-cache-entry"], "prompt": REWORDED}
-    )
+    said = await admin(world, "/bad", {"entry": hit.headers["x-cache-entry"], "prompt": REWORDED})
     assert said["found"] is True
     assert (await world.ask(FRANCE)).kind == "MISS"  # purged, and stored anew by this
     assert (await world.ask(REWORDED)).kind == "MISS"

@@ -22,6 +22,7 @@ LAYERS: dict[str, frozenset[str]] = {
         {
             *("decisions", "canonical", "guards", "facts", "lexicon", "wording", "directives"),
             *("tenancy", "pricing", "counters", "tally", "metrics", "reply", "codec"),
+            *("agreement", "certify", "dial"),
             *("protocols", "protocols.sse", "protocols.chat", "protocols.completions"),
             *("protocols.embeddings_api", "protocols.openai_request", "protocols.openai_answer"),
             *("upstream", "upstream.routes"),
@@ -31,10 +32,13 @@ LAYERS: dict[str, frozenset[str]] = {
         {
             *("proxy", "piecewise", "passage", "reading", "flights", "acceptance"),
             *("memory", "store", "breaker", "embedded", "ledger", "stats"),
+            *("audit", "explain"),
             *("upstream.client", "upstream.completion"),
         }
     ),
-    "edge": frozenset({"app", "admin", "settings", "wiring", "serve", "cli", "demo", "__main__"}),
+    "edge": frozenset(
+        {"app", "admin", "settings", "wiring", "serve", "cli", "demo", "tune", "__main__"}
+    ),
 }
 
 # What the nouns and the core do without: I/O, clocks, chance, logs, waiting.
@@ -64,7 +68,7 @@ DOORS: dict[str, frozenset[str]] = {
     "uvicorn": frozenset({"cache_proxy.serve", "cache_proxy.demo"}),
     "genai_prices": frozenset({"cache_proxy.pricing"}),
     "prometheus_client": frozenset({"cache_proxy.metrics"}),
-    "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve"}),
+    "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit"}),
     "logging": frozenset({"cache_proxy.serve"}),
     "faiss": frozenset({"embeddings.index"}),
     "onnxruntime": frozenset({"embeddings.onnx"}),
