@@ -264,6 +264,8 @@ class Store:
         """Let calls under way end by their deadlines, then close all connections."""
         await self._line.close()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self._own is not None:
+            await self._redis.connection_pool.release(self._own)
         with suppress(redis_errors.RedisError, OSError):
             await self._redis.aclose(close_connection_pool=True)
 
