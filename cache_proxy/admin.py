@@ -10,15 +10,21 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
+import orjson
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from .audit import Auditor
+from .certify import interval
 from .errors import MemoryUnavailable
+from .explain import Explainer
 from .ledger import Ledger
 from .memory import Memory
 from .model import Selector
+from .reading import PROTOCOLS, Exchange
 from .stats import By, as_json, collect, parse_since
+from .upstream.routes import operation
 
 __all__ = ["Lifespan", "admin_app"]
 
@@ -38,6 +44,33 @@ class Purge(BaseModel):
     all: bool = False
 
 
+class Explain(BaseModel):
+    """A request as the app would send it."""
+
+    model_config = {"extra": "forbid"}
+
+    body: dict[str, Any]
+    headers: dict[str, str] = Field(default_factory=dict)
+    path: str = "/v1/chat/completions"
+
+
+class Audit(BaseModel):
+    """How many of the latest distinct semantic hits to audit."""
+
+    model_config = {"extra": "forbid"}
+
+    n: Annotated[int, Field(ge=1, le=1_000)] = 100
+
+
+class Bad(BaseModel):
+    """An entry whose answer was wrong, and for which prompt."""
+
+    model_config = {"extra": "forbid"}
+
+    entry: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    prompt: str | None = None
+
+
 def selector(purge: Purge, now: float) -> Selector:
     """Raises ValueError when nothing was selected, or everything by accident."""
     named = purge.model_dump(exclude={"all"}, exclude_none=True)
@@ -54,7 +87,15 @@ def selector(purge: Purge, now: float) -> Selector:
     )
 
 
-def admin_app(*, token: str, memory: Memory, ledger: Ledger, clock: Callable[[], float]) -> FastAPI:
+def admin_app(
+    *,
+    token: str,
+    memory: Memory,
+    ledger: Ledger,
+    auditor: Auditor,
+    explainer: Explainer,
+    clock: Callable[[], float],
+) -> FastAPI:
     """The admin port's application."""
 
     def authorised(request: Request) -> None:
@@ -99,5 +140,31 @@ def admin_app(*, token: str, memory: Memory, ledger: Ledger, clock: Callable[[],
             raise HTTPException(422, str(exc)) from None
         epoch = await memory.store.purge(chosen, clock())
         return {"epoch": epoch, "deleted": await memory.store.sweep(chosen)}
+
+    @app.post("/explain", dependencies=guarded)
+    async def explain(asked: Explain) -> dict[str, Any]:
+        headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in asked.headers.items()]
+        path, _, query = asked.path.partition("?")
+        name = operation("POST", path)
+        if name not in PROTOCOLS:
+            raise HTTPException(422, "The path is of no operation that can be explained.")
+        body = orjson.dumps(asked.body)
+        return await explainer.explain(
+            Exchange(name, path.encode(), query.encode(), headers, body, lambda: None)
+        )
+
+    @app.post("/audit", dependencies=guarded)
+    async def audit(asked: Audit) -> dict[str, Any]:
+        verdicts = await auditor.audit_last(asked.n)
+        audited = verdicts["right"] + verdicts["wrong"]
+        rate, low, high = interval(verdicts["wrong"], audited) if audited else (None, None, None)
+        counts: dict[str, Any] = dict(verdicts)
+        return {**counts, "audited": audited, "rate": rate, "low": low, "high": high}
+
+    @app.post("/bad", dependencies=guarded)
+    async def bad(asked: Bad) -> dict[str, Any]:
+        similarity = await memory.disown(bytes.fromhex(asked.entry), asked.prompt)
+        auditor.report(1.0 if similarity is None else similarity)
+        return {"entry": asked.entry, "found": similarity is not None, "floor": similarity}
 
     return app

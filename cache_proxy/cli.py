@@ -15,9 +15,11 @@ from rich.live import Live
 
 from . import settings as configuration
 from .admin import Purge, selector
-from .errors import ConfigError, MemoryUnavailable
+from .errors import ConfigError, MemoryUnavailable, UpstreamUnavailable
+from .explain import explanation
 from .settings import Settings
-from .stats import By, Report, as_json, collect, parse_since, render
+from .stats import By, Report, as_json, collect, parse_since, render, shadow_table
+from .upstream.client import Upstream
 
 __all__ = ["app", "stats_app"]
 
@@ -151,11 +153,79 @@ def purge(
     print(f"purged: {_with_store(settings, work)} answers deleted")
 
 
+@app.command(epilog='Example: cache-proxy explain "What is the capital of France?"')
+def explain(
+    prompt: Annotated[str, typer.Argument(help="A prompt, or @FILE with a request's JSON body.")],
+    request_model: Annotated[str, typer.Option(help="The request's model.")] = "gpt-4o-mini",
+    key: Annotated[
+        str, typer.Option(envvar="OPENAI_API_KEY", help="The key that the app sends.")
+    ] = "",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    admin_port: Annotated[int | None, typer.Option(help="The running proxy's admin port.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Why a request hits or misses, and the one thing that would change it."""
+    settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
+    messages = [{"role": "user", "content": prompt}]
+    body: Any = {"model": request_model, "messages": messages}
+    if prompt.startswith("@"):
+        try:
+            body = json.loads(Path(prompt[1:]).read_text("utf-8"))
+        except (OSError, ValueError):
+            _fail(ConfigError("prompt: the file cannot be read as JSON."))
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    found = _admin(settings, "/explain", {"body": body, "headers": headers})
+    if json_:
+        print(json.dumps(found, indent=2))
+    else:
+        Console().print(explanation(found))
+
+
+@app.command(epilog="Example: cache-proxy audit 300")
+def audit(
+    count: Annotated[int, typer.Argument(min=1, max=1_000, help="How many distinct hits.")] = 100,
+    admin_port: Annotated[int | None, typer.Option(help="The running proxy's admin port.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Ask upstream now what the latest distinct semantic hits were served from memory."""
+    settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
+    found = _admin(settings, "/audit", {"n": count})
+    if not found["audited"]:
+        print("no data: there was no semantic hit to audit, or upstream gave no answer")
+        return
+    print(
+        f"wrong-hit rate {found['rate']:.1%} (95 %: {found['low']:.1%} to {found['high']:.1%}, "
+        f"{found['audited']} audited, {found['unclear']} without a clear answer)"
+    )
+
+
+@app.command(epilog="Example: cache-proxy bad 3f9c... --prompt 'Turn off dark mode'")
+def bad(
+    entry: Annotated[str, typer.Argument(help="X-Cache-Entry of the wrong answer.")],
+    prompt: Annotated[str | None, typer.Option(help="The prompt that it was wrong for.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="The running proxy's admin port.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Report a wrong hit: neither that answer nor its like is served to such prompts again."""
+    settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
+    found = _admin(settings, "/bad", {"entry": entry, "prompt": prompt})
+    if found["found"]:
+        print(f"purged; by meaning its question is only matched above {found['floor']:.3f}")
+    else:
+        print("no such entry is stored now; its question is matched exactly only from here on")
+
+
 @stats_app.command(epilog="Example: cache-stats --since 24h --by model")
 def stats(
     since: Annotated[str, typer.Option(help="How far back: 7d, 24h, 30m or a date.")] = "7d",
     by: Annotated[str | None, typer.Option(help="model, tenant, day, tier or reason.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="What each threshold would have served.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until interrupted.")] = False,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
@@ -189,7 +259,39 @@ def stats(
     if json_:
         print(json.dumps(as_json(found), indent=2))
     else:
-        Console().print(render(found))
+        Console().print(shadow_table(found) if shadow else render(found))
+
+
+def _admin(settings: Settings, path: str, body: Any) -> Any:
+    """Ask the running proxy's admin port; its token lies in the data dir."""
+    try:
+        token = (settings.data_dir / "admin.token").read_text("ascii").strip()
+    except OSError:
+        _fail(ConfigError(f"data_dir: there is no admin token in {settings.data_dir}."))
+
+    async def ask() -> tuple[int, bytes]:
+        client = Upstream(max_connections=1, connect_seconds=5.0)
+        url = f"http://{settings.admin_host}:{settings.admin_port}{path}"
+        headers = [
+            (b"authorization", f"Bearer {token}".encode()),
+            (b"content-type", b"application/json"),
+        ]
+        try:
+            sent = json.dumps(body).encode()
+            response = await client.send("POST", url, headers, sent, read_seconds=600.0)
+            answer = b"".join([chunk async for chunk in response.chunks()])
+            await response.close()
+            return response.status, answer
+        finally:
+            await client.close()
+
+    try:
+        status, answer = asyncio.run(ask())
+    except UpstreamUnavailable:
+        _fail(ConfigError("admin_port: no proxy answers there."))
+    if status != 200:
+        _fail(ConfigError(f"admin: {json.loads(answer).get('detail', status)}"))
+    return json.loads(answer)
 
 
 def _with_store(settings: Settings, work: Any) -> Any:

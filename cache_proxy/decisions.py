@@ -98,21 +98,51 @@ def choose(
         return Miss("no_entry")
     nearest = candidates[0].similarity
     threshold = max(policy.threshold, asked.threshold or 0.0)
-    query = None
     vetoes: list[str] = []
     for candidate in candidates:
         if candidate.similarity < threshold:
             break
+        if candidate.similarity <= candidate.floor:
+            vetoes.append("floor")
+            continue
         if not fits(candidate.entry, asked, now):
             continue
-        query = query or guards.facts(text)
-        objection = guards.veto(query, guards.facts(candidate.entry.text), policy.guards_off)
+        objection = guards.veto(_facts(text), _facts(candidate.entry.text), policy.guards_off)
         if objection is None:
             return Hit(candidate.entry, "semantic", candidate.similarity, tuple(vetoes))
         vetoes.append(objection)
     if vetoes:
         return Miss("guard", nearest, tuple(vetoes))
     return Miss("below_threshold" if nearest < threshold else "max_age", nearest)
+
+
+def score(candidate: Candidate, asked: guards.Facts, stored: guards.Facts) -> float:
+    """What is compared with the threshold."""
+    return candidate.similarity
+
+
+# Neighbours further off than this teach nothing about thresholds.
+_NEAR = 0.70
+
+
+def nearest(text: str, candidates: Sequence[Candidate], policy: Policy) -> Candidate | None:
+    """The nearest neighbour that no guard objects to, however far; None when none is near."""
+    for candidate in candidates:
+        if candidate.similarity < _NEAR:
+            return None
+        if guards.veto(_facts(text), _facts(candidate.entry.text), policy.guards_off) is None:
+            return candidate
+    return None
+
+
+@lru_cache(4_096)
+def _short_facts(text: str) -> guards.Facts:
+    return guards.facts(text)
+
+
+def _facts(text: str) -> guards.Facts:
+    """Stored prompts are judged again and again; what they say is read once."""
+    return _short_facts(text) if len(text) <= _SHORT else guards.facts(text)
 
 
 def keep(answer: Answer, status: int, choices: int, policy: Policy) -> Discard | None:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from .counters import LAST_BUCKET, OTHER, PURSES, SEP, TIMERS, Hour, Names, Row, bucket_of, label
+from .dial import bin_of
 from .errors import MemoryUnavailable
 from .metrics import expose
 from .model import Outcome, Usage
 
-__all__ = ["CounterStore", "Ledger", "PriceDate"]
+__all__ = ["CounterStore", "Ledger", "PriceDate", "Source"]
+
+Source = Literal["audit", "miss", "shadow", "report"]
 
 # I7.
 MAX_HOURS = 24  # unwritten hours kept while the store is away
@@ -122,10 +125,20 @@ class Ledger:
         if usage is not None:
             self._pay(row, "upstream", purpose, usage, cost)
 
-    def record_audit(self, *, wrong: bool, model: str = "", tenant: str = "") -> None:
-        """Count the verdict on one served semantic hit."""
+    def record_label(
+        self, source: Source, score: float, *, wrong: bool, model: str = "", tenant: str = ""
+    ) -> None:
+        """Count whether a stored answer was (or would have been) right at this score.
+
+        "audit": a served semantic hit that was asked upstream as well. "miss" and "shadow": what
+        upstream answered to a request, against what its nearest neighbour holds. "report": a
+        person said so.
+        """
         row, _ = self._hour().find(model, tenant)
-        row.add(f"audit{SEP}{'wrong' if wrong else 'right'}")
+        word = "wrong" if wrong else "right"
+        if source == "audit":
+            row.add(f"audit{SEP}{word}")
+        row.add(f"label.{source}{SEP}{word}.{bin_of(score)}")
 
     def pending(self) -> dict[int, dict[str, int]]:
         """What the next flush writes: hour -> field -> absolute value."""
@@ -213,7 +226,9 @@ class Ledger:
             row.add(self._flags["shadow"])
 
     def _count_money(self, row: Row, outcome: Outcome) -> None:
-        if outcome.kind == "hit" or outcome.saved is not None:
+        # Who shared a call and left last pays for it, and saved nothing.
+        shared = outcome.collapsed and outcome.spent is None
+        if outcome.kind == "hit" or shared or outcome.saved is not None:
             source = "collapsed" if outcome.collapsed else outcome.tier or "exact"
             self._pay(row, "saved", source, outcome.saved, outcome.saved_cost)
         if outcome.spent is not None or _unmeasured(outcome):

@@ -10,6 +10,7 @@ Never decides whether a neighbour is good enough.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from embeddings import EncoderError, Index, Recall, Worker, unpack
 
 from .codec import Head
 from .errors import MemoryUnavailable
-from .model import Candidate, Entry
+from .model import Candidate, Entry, Selector
 from .store import Look, Store
 
 __all__ = ["Memory", "Recollection"]
@@ -118,13 +119,40 @@ class Memory:
             if found is None or found[0].partition != partition:
                 self._drop(key)
             else:
-                candidates.append(Candidate(found[0], similarity))
+                candidates.append(Candidate(found[0], similarity, self.store.floor(key)))
         return tuple(candidates)
 
     def remember(self, entry: Entry, embedding: asyncio.Future[Recall] | None, ttl: int) -> None:
         """Store in the background. Requests of the same partition that begin meanwhile wait for
         it, so that whoever asks again right away finds the answer."""
         self.soon(entry.partition, self._remember(entry, embedding, ttl))
+
+    async def similarity(self, one: str, other: str) -> float | None:
+        """The cosine of two texts; None when they cannot be compared. Not for the path of a hit."""
+        if self._worker is None:
+            return None
+        try:
+            pair = [self._worker.submit(text, None, 0) for text in (one, other)]
+            first, second = await asyncio.gather(*pair)
+        except EncoderError:
+            return None
+        if first.truncated or second.truncated:
+            return None
+        return float(unpack(first.vector) @ unpack(second.vector))
+
+    async def disown(self, digest: bytes, prompt: str | None) -> float | None:
+        """Never serve this answer again, nor what is stored under its name later, by meaning up to
+        the similarity of `prompt` (up to any, without one); that similarity. None: no such entry.
+        Raises MemoryUnavailable.
+        """
+        (found,) = await self.store.fetch([digest])
+        similarity = None
+        if prompt is not None and found is not None:
+            similarity = await self.similarity(found[0].text, prompt)
+        floor = 1.0 if similarity is None else similarity
+        await self.store.raise_floor(digest, floor)
+        await self.store.purge(Selector(digest=digest), time.time())
+        return None if found is None else floor
 
     async def fetch(self, digests: Sequence[bytes]) -> list[Entry | None]:
         """Stored entries by name. Raises MemoryUnavailable."""

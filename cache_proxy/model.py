@@ -177,6 +177,7 @@ class Candidate:
 
     entry: Entry
     similarity: float  # cosine, -1 to 1
+    floor: float = -2.0  # up to here its answer was shown to be wrong; below any cosine, if never
 
 
 @dataclass(frozen=True, slots=True)

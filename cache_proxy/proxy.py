@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from embeddings import Recall
 
 from . import canonical, decisions
 from .acceptance import Acceptance
+from .audit import Auditor, Case
+from .dial import Dial
 from .errors import BadRequest, MemoryUnavailable, UpstreamUnavailable
+from .explain import Partitions
 from .flights import Flight, Flights
+from .ledger import Source
 from .memory import Memory, Recollection
 from .model import Answer, Bypass, Call, Entry, Hit, Miss, Outcome, Policy
 from .passage import Landing, Passage
@@ -41,6 +45,7 @@ class Parts:
     """The finished parts that the shell works with."""
 
     policy: Policy
+    dial: Dial
     reader: Reader
     memory: Memory
     acceptance: Acceptance
@@ -55,6 +60,7 @@ class Parts:
     clock: Callable[[], float]  # Unix seconds
     now: Callable[[], float]  # monotonic seconds
     new_id: Callable[[], str]
+    partitions: Partitions
 
 
 class Proxy:
@@ -62,7 +68,16 @@ class Proxy:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = self._parts = parts
+        self.auditor: Auditor | None = None  # needs this proxy's way upstream; set by the wiring
+        self._policy = parts.policy
         self._no_usage: set[str] = set()  # upstreams that reject `stream_options`
+
+    def policy(self) -> Policy:
+        """The policy with the threshold in force, which audits may have tightened."""
+        threshold = self._parts.dial.threshold
+        if threshold != self._policy.threshold:
+            self._policy = replace(self._policy, threshold=threshold)
+        return self._policy
 
     async def handle(self, exchange: Exchange) -> Reply:
         """The path of one request."""
@@ -86,12 +101,14 @@ class Proxy:
         verdict, found = await self._judge(exchange, call, look, started)
         outcome = self._outcome(call, verdict, found, started)
         if isinstance(verdict, Hit) and not outcome.shadow:
-            return self._serve(call, verdict, outcome, started)
+            return self._serve(exchange, call, verdict, outcome, started)
         if call.asked.only_if_cached:
             return self.nothing_cached(outcome, started)
 
         def landed(flight: Flight[Landing]) -> Landing:
-            return self._landed(flight, call, look, found.embedding)
+            landing = self._landed(flight, call, look, found.embedding)
+            self._learn(call, found, landing, outcome)
+            return landing
 
         key = _flight_key(call, outcome.reason)
         return await self.fly(exchange, call, key, outcome, landed, started)
@@ -120,7 +137,7 @@ class Proxy:
         )
         if found.trouble:
             return Miss(found.trouble), found
-        return decisions.choose(text, found.candidates, call.asked, self._parts.policy, now), found
+        return decisions.choose(text, found.candidates, call.asked, self.policy(), now), found
 
     def _outcome(
         self, call: Call, verdict: Hit | Miss, found: Recollection, started: float
@@ -137,7 +154,7 @@ class Proxy:
             tenant=call.tenant,
             similarity=verdict.similarity,
             vetoes=verdict.vetoes,
-            threshold=max(self._parts.policy.threshold, call.asked.threshold or 0.0),
+            threshold=max(self._parts.dial.threshold, call.asked.threshold or 0.0),
             encode_ms=found.encode_ms,
             shadow=shadow,
             refresh=call.asked.no_cache,
@@ -145,12 +162,15 @@ class Proxy:
         if isinstance(verdict, Miss):
             outcome.reason = verdict.reason
             outcome.churn = canonical.churn(self._parts.secret, call.request.rest)
+            self._parts.partitions.note(call, outcome.churn)
         else:
             outcome.tier = verdict.tier
             outcome.reason = "shadow" if shadow else ""
         return outcome
 
-    def _serve(self, call: Call, hit: Hit, outcome: Outcome, started: float) -> Reply:
+    def _serve(
+        self, exchange: Exchange, call: Call, hit: Hit, outcome: Outcome, started: float
+    ) -> Reply:
         """A stored answer, under a fresh id, in the form that was asked for."""
         entry, request, now = hit.entry, call.request, int(self._parts.clock())
         protocol = PROTOCOLS[request.operation]
@@ -165,6 +185,8 @@ class Proxy:
         outcome.saved, outcome.saved_cost = entry.usage, entry.cost
         outcome.ms = (self._parts.now() - started) * 1_000
         self._parts.record(outcome)
+        if hit.tier == "semantic" and self.auditor is not None:
+            self.auditor.served(Case(exchange, call, entry, hit.similarity))
         return Reply(200, hit_headers(outcome, stream=request.stream, length=len(body)), body)
 
     async def pass_by(
@@ -274,6 +296,44 @@ class Proxy:
         )
         self._parts.memory.remember(entry, embedding, ttl)
         return Landing(answer, landing.cost, stored=True)
+
+    def _learn(self, call: Call, found: Recollection, landing: Landing, outcome: Outcome) -> None:
+        """A free label: what upstream answered, against what the nearest neighbour holds."""
+        if self.auditor is None or landing.answer is None or not landing.stored:
+            return
+        text = call.request.text or ""
+        near = decisions.nearest(text, found.candidates, self.policy())
+        if near is not None:
+            source: Source = "shadow" if outcome.shadow else "miss"
+            self.auditor.observe(call, near, landing.answer, source)
+
+    async def ask(self, exchange: Exchange, call: Call) -> Landing:
+        """Put a request to upstream whole, past the cache and outside the count of requests.
+
+        Raises UpstreamUnavailable.
+        """
+        document = canonical.load(exchange.body)
+        document.pop("stream_options", None)
+        asked = Asked(
+            url=target(self._parts.base_url, exchange.path, exchange.query),
+            headers=exchange.headers,
+            body=canonical.dump({**document, "stream": False}),
+            with_usage=None,
+            provider=self._parts.base_url,
+            read_seconds=self._parts.read_seconds,
+        )
+        response = await send(self._parts.upstream, asked, self._no_usage)
+        try:
+            body = b"".join([chunk async for chunk in response.chunks()])
+        finally:
+            await response.close()
+        if response.status != 200:
+            return Landing()
+        answer: Answer = PROTOCOLS[call.request.operation].whole(body)
+        cost = None
+        if answer.usage is not None:
+            cost = self._parts.prices.cost(answer.usage, call.request.model, self._parts.base_url)
+        return Landing(answer, cost)
 
     def note(
         self, flight: Flight[Landing], look: Look | None, partition: bytes, token: bytes

@@ -95,6 +95,12 @@ class Settings(BaseSettings):
     """How many near prompts are judged; more finds hits behind vetoed ones and costs reads."""
     guards_off: Names = ()
     """Guards to switch off, by name."""
+    audit_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of semantic hits that are asked upstream as well and compared; 0 switches it off."""
+    wrong_budget: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of wrong semantic hits beyond which the threshold tightens by itself."""
+    judge_model: str = ""
+    """A model of `upstream` that is asked whether two answers say the same; empty asks none."""
     max_temperature: Annotated[float, Field(ge=0)] = 1.0
     """Requests hotter than this want variety and are passed by."""
     time_bound: Literal["bypass", "cache"] = "bypass"

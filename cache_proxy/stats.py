@@ -20,7 +20,7 @@ from rich.text import Text
 
 from .counters import Field, parse_field
 from .ledger import CounterStore
-from .tally import Tally, audits, numbers, requests, share
+from .tally import Tally, audits, numbers, requests, shadow, share
 
 __all__ = ["By", "Churn", "Report", "as_json", "collect", "parse_since", "render"]
 
@@ -130,6 +130,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "model": churn.model if churn else None,
             "tenant": churn.tenant if churn else None,
         },
+        "shadow": shadow(report.total),
         "entries": report.entries,
         "bytes": report.bytes,
         "prices_as_of": day or None,
@@ -323,6 +324,25 @@ def _grouped(report: Report) -> RenderableType | None:
     if len(asked) <= SHOWN_GROUPS:
         return table
     return Group(table, Text(f"the first {SHOWN_GROUPS} of {len(asked)}; --json has all"))
+
+
+def shadow_table(report: Report) -> RenderableType:
+    """What each threshold would have served of the requests that were only looked up."""
+    rows = shadow(report.total)
+    if not rows:
+        return Group(_title(report), "no data: no request was looked up in shadow mode")
+    table = _table("threshold", "would hit", "hit rate", "wrong", "wrong share", "95 %")
+    for row in rows:
+        interval = f"{_percent(row['low'])} to {_percent(row['high'])}" if row["hits"] else "-"
+        table.add_row(
+            f"{row['threshold']:.2f}",
+            str(row["hits"]),
+            _percent(row["hit_rate"]),
+            str(row["wrong"]),
+            _percent(row["wrong_rate"]),
+            interval,
+        )
+    return Group(_title(report), table)
 
 
 def _quality(tally: Tally) -> RenderableType:

@@ -54,6 +54,9 @@ _FLIGHTS = 1  # MGETs under way at once; further looks gather for the next
 _QUEUE = 1024  # looks waiting for one; more is a store that cannot follow
 _JOURNAL = 20_000  # records, about 2 MB
 _EVICTIONS = 64  # at most, of each kind, by one write: it has a deadline to keep
+_NO_FLOOR = -2.0
+_FLOORS = 10_000  # entries with a floor, about 1 MB
+_FLOOR_PARTS = 1_000_000  # floors are kept as whole millionths of a cosine
 _RULES = 1000  # purge rules kept
 # Not taken from the settings: a command with a shorter TTL than the server's must not drop the
 # rules that the server still needs. No entry lives longer than a year.
@@ -137,6 +140,18 @@ redis.call('SET', KEYS[1], epoch)
 redis.call('HSET', KEYS[2], epoch, ARGV[3])
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', '20000', '*', 'k', 'purge', 'd', '', 'w', ARGV[4])
 return epoch
+"""
+
+# Only ever upwards. The epoch moves so that every process reads the floors again.
+_FLOOR = """
+local old = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
+if old >= tonumber(ARGV[2]) or (old == 0 and redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[4])) then
+  return old
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or 0) + 1, tonumber(ARGV[3]))
+redis.call('SET', KEYS[1], string.format('%.0f', epoch))
+return tonumber(ARGV[2])
 """
 
 _HEAL = """
@@ -225,6 +240,7 @@ class Store:
         self._own: Any = None  # the looks' own connection
         self._epoch = 0  # the highest ever seen, which a store that lost it is healed to
         self._purged = Purges()
+        self._floors: dict[bytes, float] = {}
         self._heal_at = 0.0
         self._head_guess = HEAD_BYTES + 768  # a 384-wide vector; grows to what is met
         name = prefix.encode()
@@ -235,6 +251,7 @@ class Store:
         self._journal = name + b":journal"
         self._epoch_key = name + b":epoch"
         self._purges = name + b":purges"
+        self._floors_key = name + b":floors"
         self._total = name + b":bytes"
         self._books = (self._e, self._entries, name + b":sizes", self._total, self._journal)
 
@@ -247,6 +264,8 @@ class Store:
         """Let calls under way end by their deadlines, then close all connections."""
         await self._line.close()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self._own is not None:
+            await self._redis.connection_pool.release(self._own)
         with suppress(redis_errors.RedisError, OSError):
             await self._redis.aclose(close_connection_pool=True)
 
@@ -349,6 +368,31 @@ class Store:
             await self.forget(dead)
             swept += len(dead)
         return swept
+
+    # Floors -------------------------------------------------------------------------------------
+
+    def floor(self, digest: bytes) -> float:
+        """The similarity up to which this entry was shown to be wrong; -2 for nearly all."""
+        return self._floors.get(digest, _NO_FLOOR)
+
+    async def raise_floor(self, digest: bytes, similarity: float) -> None:
+        """From here on, everywhere, serve this entry by meaning only above `similarity`.
+
+        It outlives the entry: the same question asked again gets the same digest. Where too many
+        have one already, the entry is purged instead.
+        """
+        parts = max(1, min(_FLOOR_PARTS * 2, int(similarity * _FLOOR_PARTS) + 1))
+        now = self._clock()
+        keys = (self._epoch_key, self._floors_key)
+        held = await self._line.call(
+            lambda: self._redis.execute_command(
+                "EVAL", _FLOOR, 2, *keys, digest, parts, int(now * 1000), _FLOORS
+            ),
+            _LONG,
+        )
+        if not held:
+            await self.purge(Selector(digest=digest), now)
+        await self._line.call(self._follow_rules, _LONG)
 
     # Credentials --------------------------------------------------------------------------------
 
@@ -573,9 +617,15 @@ class Store:
 
     async def _follow_rules(self) -> None:
         """Learn the store's rules, and give it back those that it has lost."""
-        epoch, stored = await self._send(
-            ("GET", self._epoch_key), ("HGETALL", self._purges), atomic=True
+        epoch, stored, floors = await self._send(
+            ("GET", self._epoch_key),
+            ("HGETALL", self._purges),
+            ("HGETALL", self._floors_key),
+            atomic=True,
         )
+        for digest, parts in floors.items():
+            known = int(parts) / _FLOOR_PARTS
+            self._floors[digest] = max(known, self._floors.get(digest, _NO_FLOOR))
         theirs = {int(name): unpack_rule(int(name), rule) for name, rule in stored.items()}
         ours = {rule.epoch: rule for rule in self._purged.rules}
         rules = thin((ours | theirs).values(), int(self._clock()) - _RULE_SECONDS, _RULES)

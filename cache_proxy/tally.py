@@ -11,12 +11,22 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .certify import interval
 from .counters import KINDS, TIMERS, bucket_value
+from .dial import BINS, Labels
 
-__all__ = ["Tally", "audits", "interval", "numbers", "percentiles", "requests", "share"]
+__all__ = [
+    "Tally",
+    "audits",
+    "labels",
+    "numbers",
+    "percentiles",
+    "requests",
+    "shadow",
+    "share",
+]
 
 QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-Z95 = 1.959964
 
 
 class Tally(Counter[tuple[str, str]]):
@@ -85,29 +95,48 @@ def percentiles(tally: Tally, timer: str) -> dict[str, float | None]:
 
 
 def audits(tally: Tally) -> dict[str, float | int | None]:
-    """Wrong hits among those audited, with the 95 % Wilson interval of their rate."""
+    """Wrong hits among those audited, with the exact 95 % interval (Clopper-Pearson)."""
     wrong, right = tally["audit", "wrong"], tally["audit", "right"]
-    low, high = interval(wrong, wrong + right)
+    audited = wrong + right
+    low, high = interval(wrong, audited)[1:] if audited else (None, None)
     return {
-        "audited": wrong + right,
+        "audited": audited,
         "wrong": wrong,
-        "rate": share(wrong, wrong + right),
-        "low": low,
-        "high": high,
+        "rate": share(wrong, audited),
+        "low": None if low is None else round(low, 6),
+        "high": None if high is None else round(high, 6),
     }
 
 
-def interval(wrong: int, audited: int) -> tuple[float | None, float | None]:
-    """The 95 % Wilson score interval; (None, None) when nothing was audited."""
-    if audited == 0:
-        return None, None
-    rate, z2 = wrong / audited, Z95 * Z95
-    middle = (rate + z2 / (2 * audited)) / (1 + z2 / audited)
-    spread = math.sqrt(rate * (1 - rate) / audited + z2 / (4 * audited * audited))
-    reach = Z95 * spread / (1 + z2 / audited)
-    low = 0.0 if wrong == 0 else max(0.0, middle - reach)
-    high = 1.0 if wrong == audited else min(1.0, middle + reach)
-    return round(low, 6), round(high, 6)
+def labels(tally: Tally, source: str) -> Labels:
+    """What was learnt from one source, by bin of the score."""
+    found = Labels()
+    for detail, count in tally.details(f"label.{source}").items():
+        word, _, place = detail.partition(".")
+        found.add(int(place), wrong=word == "wrong", count=count)
+    return found
+
+
+def shadow(tally: Tally) -> list[dict[str, float | int | None]]:
+    """What each threshold would have served of the requests that were only looked up."""
+    asked, found = tally.sum("shadow"), labels(tally, "shadow")
+    rows = []
+    for place in range(80, BINS):
+        hits, wrong = found.above(place)
+        low, high = interval(wrong, hits)[1:] if hits else (None, None)
+        rows.append(
+            {
+                "threshold": place / BINS,
+                "requests": asked,
+                "hits": hits,
+                "hit_rate": share(hits, asked),
+                "wrong": wrong,
+                "wrong_rate": share(wrong, hits),
+                "low": low,
+                "high": high,
+            }
+        )
+    return rows if asked else []
 
 
 def share(part: int, whole: int) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import secrets
 import time
@@ -18,11 +19,15 @@ from pathlib import Path
 import structlog
 
 from embeddings import Encoder, EncoderError, Index, Worker, load, self_test
+from embeddings.background import background
 
 from .acceptance import Acceptance
 from .admin import admin_app
 from .app import App
+from .audit import Auditor
+from .dial import Dial, Labels
 from .errors import ConfigError, MemoryUnavailable
+from .explain import Explainer, Partitions
 from .flights import Flights
 from .ledger import Ledger
 from .memory import Memory
@@ -32,7 +37,9 @@ from .pricing import Override, PriceBook, parse_prices, shipped_prices
 from .proxy import Parts, Proxy
 from .reading import Reader
 from .settings import Settings
+from .stats import collect
 from .store import Store
+from .tally import labels
 from .tenancy import Tenancy
 from .upstream.client import Upstream
 from .upstream.routes import probe_path
@@ -45,6 +52,8 @@ _NO_ENCODER = bytes(8)
 # The embedded store's books, buffers and fragmentation, on top of the values that are capped.
 _STORE_OVERHEAD = 1.5
 _DRAIN_SECONDS = 2.0
+# How far back audits count towards the threshold in force.
+_AUDITS_SECONDS = 30 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +124,9 @@ def open_store(settings: Settings, url: str, *, fingerprint: bytes = _NO_ENCODER
 def policy(settings: Settings, encoder: Encoder | None) -> Policy:
     """The part of the settings that the decisions may know."""
     threshold = settings.threshold or (encoder.threshold if encoder else None)
+    reported = background(encoder) if encoder is not None and threshold is None else 1.0
     return Policy(
-        threshold=threshold or 1.0,
+        threshold=threshold or reported,
         ttl_seconds=settings.ttl,
         max_temperature=settings.max_temperature,
         neighbours=settings.neighbours,
@@ -149,8 +159,11 @@ async def sidecar(
     now = asyncio.get_running_loop().time
     record = _logged(ledger.record) if settings.log_level == "debug" else ledger.record
     chosen = policy(settings, encoder)
+    dial = Dial(chosen.threshold, settings.wrong_budget, await _audited(store))
     parts = Parts(
         policy=chosen,
+        dial=dial,
+        partitions=Partitions(secret),
         reader=Reader(
             tenancy=Tenancy(
                 secret, settings.tenancy, settings.tenant_names(), settings.jwt_tenants
@@ -182,6 +195,23 @@ async def sidecar(
         new_id=lambda: os.urandom(16).hex(),
     )
     proxy = Proxy(parts)
+    proxy.auditor = auditor = Auditor(
+        ask=proxy.ask,
+        memory=memory,
+        ledger=ledger,
+        dial=dial,
+        share=settings.audit_share,
+        dice=random.random,
+    )
+    explainer = Explainer(
+        reader=parts.reader,
+        memory=memory,
+        acceptance=parts.acceptance,
+        policy=proxy.policy,
+        partitions=parts.partitions,
+        clock=time.time,
+        now=now,
+    )
     app = App(
         handlers={
             "chat": proxy.handle,
@@ -200,6 +230,8 @@ async def sidecar(
         token=file_secret(settings.data_dir, "admin.token"),
         memory=memory,
         ledger=ledger,
+        auditor=auditor,
+        explainer=explainer,
         clock=time.time,
     )
     await asyncio.to_thread(prices.warm)  # half a second of imports that no request should pay
@@ -224,6 +256,16 @@ async def sidecar(
         await store.close()
         if worker is not None:
             worker.close(_DRAIN_SECONDS)
+
+
+async def _audited(store: Store) -> Labels:
+    """What earlier audits found; nothing when the store does not say."""
+    now = time.time()
+    try:
+        report = await collect(store, now - _AUDITS_SECONDS, now)
+    except MemoryUnavailable:
+        return Labels()
+    return labels(report.total, "audit")
 
 
 def _overrides(settings: Settings) -> Sequence[Override]:

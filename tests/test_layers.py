@@ -21,7 +21,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "core": frozenset(
         {
             *("decisions", "canonical", "guards", "facts", "lexicon", "wording", "directives"),
-            *("tenancy", "pricing", "counters", "tally", "metrics", "reply", "codec", "certify"),
+            *("tenancy", "pricing", "counters", "tally", "metrics", "reply", "codec"),
+            *("agreement", "certify", "dial"),
             *("protocols", "protocols.sse", "protocols.chat", "protocols.completions"),
             *("protocols.embeddings_api", "protocols.openai_request", "protocols.openai_answer"),
             *("upstream", "upstream.routes"),
@@ -31,6 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
         {
             *("proxy", "piecewise", "passage", "reading", "flights", "acceptance"),
             *("memory", "store", "breaker", "embedded", "ledger", "stats"),
+            *("audit", "explain"),
             *("upstream.client", "upstream.completion"),
         }
     ),
@@ -68,7 +70,7 @@ DOORS: dict[str, frozenset[str]] = {
     "uvicorn": frozenset({"cache_proxy.serve", "cache_proxy.demo"}),
     "genai_prices": frozenset({"cache_proxy.pricing"}),
     "prometheus_client": frozenset({"cache_proxy.metrics"}),
-    "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve"}),
+    "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit"}),
     "logging": frozenset({"cache_proxy.serve"}),
     "faiss": frozenset({"embeddings.index"}),
     "onnxruntime": frozenset({"embeddings.onnx"}),

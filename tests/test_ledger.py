@@ -173,14 +173,13 @@ async def test_upstream_calls_of_our_own_are_no_requests() -> None:
     store, ledger = DictStore(), ledger_at(Clock())
     ledger.record_upstream("audit", Usage(3, 4), 99, model="m")
     ledger.record_upstream("probe", None, None)
-    ledger.record_audit(wrong=True)
-    ledger.record_audit(wrong=False)
-    ledger.record(Outcome(kind="miss", reason="no_entry", discard="empty"))
+    ledger.record_label("audit", 0.95, wrong=True)
+    ledger.record_label("audit", 0.95, wrong=False)
     await ledger.flush(store)
     assert sum(store.sum(kind) for kind in KINDS) == 0
     assert (store.sum("upstream.calls"), store.sum("upstream.nano", "audit")) == (2, 99)
     assert (store.sum("audit", "wrong"), store.sum("audit", "right")) == (1, 1)
-    assert store.sum("discard", "empty") == 1
+    assert store.sum("label.audit", "wrong.95") == 1
 
 
 async def test_only_changes_are_written_and_writing_twice_is_harmless() -> None:
@@ -423,8 +422,8 @@ async def test_metrics_are_what_prometheus_reads_with_closed_labels() -> None:
                 tier=tier,
                 reason="r1",
                 vetoes=("negation",),
-                saved=Usage(10, 2),
-                saved_cost=10**9,
+                saved=Usage(10, 2) if kind == "hit" else None,
+                saved_cost=10**9 if kind == "hit" else None,
                 ms=float(n),
             )
         )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import random
 from collections.abc import AsyncIterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -18,7 +16,7 @@ from rich.console import Console
 from cache_proxy.ledger import Ledger
 from cache_proxy.model import Outcome, Usage
 from cache_proxy.stats import By, Report, as_json, collect, parse_since, render
-from cache_proxy.tally import Tally, interval, numbers, percentiles
+from cache_proxy.tally import Tally, numbers, percentiles
 
 NOW = 1_795_000_000.0
 HOUR = 3600
@@ -110,7 +108,7 @@ def busy(world: World) -> None:
         world.now += HOUR
     world.ask("miss", reason="guard", vetoes=("negation", "numbers"), collapsed=True, ms=100)
     world.ask("error", reason="internal")
-    world.ledger.record_audit(wrong=False)
+    world.ledger.record_label("audit", 0.95, wrong=False)
     world.ledger.record_upstream("audit", Usage(7, 8), 5 * 10**8)
 
 
@@ -274,36 +272,6 @@ def test_percentiles_are_within_two_and_a_half_percent(values: list[float]) -> N
         assert abs(told / exact - 1) <= 0.0255  # 2.5 %, and the rounding to four digits
 
 
-def test_the_interval_covers_what_it_should() -> None:
-    """Known Wilson bounds, and 95 % coverage by simulation."""
-    assert interval(0, 0) == (None, None)
-    for wrong, audited, bounds in (
-        (0, 10, (0, 0.2775)),
-        (10, 10, (0.7225, 1)),
-        (5, 100, (0.0215, 0.1118)),
-    ):
-        assert list(interval(wrong, audited)) == pytest.approx(bounds, abs=1e-4)
-    dice, inside = random.Random(3), 0
-    for _ in range(1000):
-        wrong = sum(dice.random() < 0.05 for _ in range(200))
-        low, high = interval(wrong, 200)
-        assert low is not None
-        assert high is not None
-        inside += low <= 0.05 <= high
-    assert inside >= 930
-
-
-def test_the_interval_shrinks_as_audits_grow() -> None:
-    """More evidence, narrower claim."""
-    widths = []
-    for audited in (10, 100, 1000, 10_000):
-        low, high = interval(audited // 10, audited)
-        assert low is not None
-        assert high is not None
-        widths.append(high - low)
-    assert all(wide > narrow for wide, narrow in pairwise(widths))
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -344,7 +312,7 @@ async def test_the_table_says_what_the_json_says(world: World) -> None:
         "prices as of 2026-11-09 genai-prices 0.2.3",
         "no-neighbour",
         "negation",
-        "wrong hits: 0 of 1 audited, 0.0% (95 %: 0.0% to 79.3%)",
+        "wrong hits: 0 of 1 audited, 0.0% (95 %: 0.0% to 97.5%)",
         "12 entries",
         "by model",
     ):

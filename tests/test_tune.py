@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ REWORDED = [
 TRAPS = [
     Pair(f"How do I {verb} my {thing}?", f"How do I {verb} my {other}?", False)
     for verb in VERBS
-    for thing, other in zip(THINGS, THINGS[1:], strict=False)
+    for thing, other in pairwise(THINGS)
 ]
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "prepare",
     "render_json",
     "render_stream",
+    "text_of",
     "usage_chunk",
     "whole",
 ]
@@ -203,6 +204,14 @@ class Reassembler(answers.Reassembler):
 
     def _said(self, choice: Json) -> Said:
         return _said(choice)
+
+
+def text_of(body: bytes) -> str:
+    """What the first choice of an answer says, for comparing it with another's."""
+    content = orjson.loads(body)["choices"][0]["message"].get("content")
+    if type(content) is list:
+        return " ".join(str(part.get("text", "")) for part in content if type(part) is dict)
+    return content or ""
 
 
 def prepare(body: bytes) -> bytes:

@@ -28,6 +28,7 @@ __all__ = [
     "prepare",
     "render_json",
     "render_stream",
+    "text_of",
     "usage_chunk",
     "whole",
 ]
@@ -134,6 +135,11 @@ class Reassembler(answers.Reassembler):
 
     def _said(self, choice: Json) -> Said:
         return _said(choice)
+
+
+def text_of(body: bytes) -> str:
+    """What the first choice of an answer says, for comparing it with another's."""
+    return str(orjson.loads(body)["choices"][0].get("text") or "")
 
 
 def prepare(body: bytes) -> bytes:
