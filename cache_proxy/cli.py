@@ -182,6 +182,26 @@ def explain(
         Console().print(explanation(found))
 
 
+@app.command(epilog="Example: cache-proxy tune pairs.jsonl --budget 0.01")
+def tune(
+    pairs: Annotated[Path, typer.Argument(help='JSON lines: {"a": ..., "b": ..., "same": true}.')],
+    budget: Annotated[float, typer.Option(help="Share of wrong hits that is bearable.")] = 0.01,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Annotated[str | None, typer.Option(help="The encoder.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Certify a threshold on your own labelled pairs; exit 1 when they cannot carry one."""
+    from .tune import run
+
+    settings = _settings(config, data_dir=data_dir, model=model)
+    try:
+        certified = run(pairs, budget, settings, Console(), json_)
+    except ConfigError as exc:
+        _fail(exc)
+    raise typer.Exit(0 if certified else 1)
+
+
 @app.command(epilog="Example: cache-proxy audit 300")
 def audit(
     count: Annotated[int, typer.Argument(min=1, max=1_000, help="How many distinct hits.")] = 100,

@@ -39,6 +39,9 @@ class Facts:
     fences: tuple[str, ...]  # fenced blocks and indented lines, exact
     form: frozenset[str]
     question: frozenset[str]
+    modality: frozenset[str]  # of a yes-or-no question: leave, duty, advice, future
+    quantity: frozenset[str]
+    tense: frozenset[str]
 
 
 _INDENTED = re.compile(r"\n([ \t]+\S.*)")
@@ -66,6 +69,14 @@ _NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
 _ORDINAL = frozenset(["st", "nd", "rd", "th"])
 _NEXT_WORD_UNITS = frozenset("fcmgl")
 _JOINERS = frozenset(["and", "or", "vs", "versus", "và", "hay", "hoặc"])
+_BE = (("is",), ("are",), ("was",), ("were",))
+_NO_TERM = (("the",), ("my",), ("your",), ("our",), ("their",), ("this",), ("that",))
+_HELPERS = (("you",), ("u",), ("someone",), ("somebody",), ("anyone",), ("anybody",))
+_DUTIES = frozenset([("have", "to"), ("has", "to"), ("need", "to"), ("needs", "to")])
+_LONGEST_TERM = 2
+_LONGEST_MODALITY = 6
+# A clause hung on with one of these reaches over its own verb: "when it is bought used".
+_SUBORDINATE = frozenset(["when", "if", "while", "unless", "until", "because", "after", "before"])
 _NO_CONTENT = lexicon.UNTOLD | lexicon.MARKERS | _JOINERS
 _QUESTION_PARTICLES = frozenset(["không", "chưa"])
 _TAG_SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they"])
@@ -106,7 +117,10 @@ def facts(text: str) -> Facts:
         code=tuple(sorted(_code(prose))),
         fences=fences,
         form=_labels(told, lexicon.FORM, lexicon.FORM_PHRASES),
-        question=_question(told),
+        question=_question(told, content),
+        modality=_modality(told),
+        quantity=_labels(told, lexicon.QUANTITY, lexicon.QUANTITY_PHRASES),
+        tense=_labels(told, lexicon.TENSE, lexicon.TENSE_PHRASES),
     )
 
 
@@ -125,10 +139,36 @@ def _labels(
     return frozenset(single | {table[found] for _, found in wording.phrases(words, openings)})
 
 
-def _question(words: Sequence[str]) -> frozenset[str]:
+def _question(words: Sequence[str], content: Sequence[str]) -> frozenset[str]:
     labels = _labels(words, lexicon.QUESTION, lexicon.QUESTION_PHRASES)
+    # "What is a closure?" wants a definition; "What is the price?" wants anything.
+    if not labels and len(content) <= _LONGEST_TERM and _defines(words):
+        return frozenset(["definition"])
     # The "how" in "how many" asks for no manner.
     return labels - {"manner"} if len(labels) > 1 else labels
+
+
+def _defines(words: Sequence[str]) -> bool:
+    return tuple(words[:1]) == ("what",) and words[1:2] in _BE and words[2:3] not in _NO_TERM
+
+
+def _modality(words: Sequence[str]) -> frozenset[str]:
+    """What a yes-or-no question opens with; "can you", "could someone" only ask politely."""
+    start = next((at for at, word in enumerate(words) if word not in lexicon.PLAIN), len(words))
+    opening = words[start : start + _LONGEST_MODALITY]
+    if not opening or opening[1:2] in _HELPERS:
+        return frozenset()
+    if opening[0] in lexicon.MODALITY:
+        return frozenset([lexicon.MODALITY[opening[0]]])
+    found = next(wording.phrases(opening, lexicon.MODALITY_PHRASES), None)
+    # Vietnamese asks behind the subject: "Tôi có bắt buộc nghỉ không?".
+    if found is not None and (found[0] == 0 or found[1].startswith("có ")):
+        return frozenset([lexicon.MODALITY[found[1]]])
+    # "Do all the tenants have to sign?"
+    if opening[0] in ("do", "does", "did"):
+        told = any(pair in _DUTIES for pair in zip(words, words[1:], strict=False))
+        return frozenset(["must"]) if told else frozenset()
+    return frozenset()
 
 
 def _negations(words: Sequence[str]) -> int:
@@ -143,7 +183,19 @@ def _negations(words: Sequence[str]) -> int:
         end > 2 and (words[end - 2], words[end - 1]) == ("or", "not")
     ):
         end -= 2
-    return sum(1 for word in words[:end] if word in lexicon.NEGATORS)
+    return sum(
+        1
+        for at, word in enumerate(words[:end])
+        if word in lexicon.NEGATORS and not _courtesy(words, at)
+    )
+
+
+def _courtesy(words: Sequence[str], at: int) -> bool:
+    """ "If you don't mind", "don't hesitate", "why or why not": these turn nothing round."""
+    following = words[at + 1] if at + 1 < len(words) else ""
+    if words[at] == "not" and following in ("mind", "hesitate"):
+        return True
+    return words[at] == "not" and at > 1 and not following and words[at - 1] in ("why", "if")
 
 
 def _numbers(words: Sequence[str], *, vietnamese: bool) -> tuple[list[tuple[str, str]], list[str]]:
@@ -154,6 +206,10 @@ def _numbers(words: Sequence[str], *, vietnamese: bool) -> tuple[list[tuple[str,
     while at < len(words):
         if words[at].isalpha() and words[at] not in lexicon.NUMBERS and not vietnamese:
             rest.append(words[at])
+            at += 1
+            continue
+        if words[at] in lexicon.NAMES or words[at : at + 2] == ["first", "time"]:
+            rest.append(words[at])  # "2fa"; "for the first time" counts nothing
             at += 1
             continue
         value, unit, used = _number(words, at, vietnamese=vietnamese)
@@ -270,7 +326,7 @@ def _structure(
         following = words[at + 1] if at + 1 < len(words) else ""
         if word in lexicon.MARKERS and not (word == "to" and _opens_verb(before, following)):
             role = word
-        elif word in lexicon.CLAUSE:
+        elif word in lexicon.CLAUSE and not (role in _SUBORDINATE and content):
             role = ""
         joined = joined or word in _JOINERS
         if word not in _NO_CONTENT:

@@ -28,6 +28,7 @@ _FORMS = frozenset(
     ["ion", "ation", "ment", "al", "iv", "ous", "ity", "ic", "ical", "nes", "ant", "ent", "th", "s"]
 )
 _PREFIXES = ("un", "in", "im", "il", "ir", "dis", "non", "mis", "de", "anti")
+_MONEY = frozenset("$€£₫₹")
 _DIRECTIONS = lexicon.DIRECTIONS | {""}
 # "in life", "on average", "at once": hung on, and nothing narrowed.
 _NEUTRAL = frozenset(
@@ -43,7 +44,9 @@ def language(a: Facts, b: Facts) -> bool:
 
 def numbers(a: Facts, b: Facts) -> bool:
     """ "order 48213" / "order 48231"; "500mg" / "500ml"; "in miles" / "in metres"."""
-    return a.numbers != b.numbers or bool(a.units - b.units and b.units - a.units)
+    if a.numbers != b.numbers and not _same_money(a, b):
+        return True
+    return bool(a.units - b.units and b.units - a.units)
 
 
 def problem(a: Facts, b: Facts) -> bool:
@@ -73,6 +76,23 @@ def question(a: Facts, b: Facts) -> bool:
         return False
     # "How can I buy it?" and "Where can I buy it?" want the same; "how" and "why" do not.
     return "manner" not in a.question | b.question or "why" in a.question | b.question
+
+
+def modality(a: Facts, b: Facts) -> bool:
+    """ "Can I skip it?" / "Must I skip it?"; "May I?" / "Do I have to?"."""
+    return bool(a.modality and b.modality) and a.modality != b.modality
+
+
+def quantity(a: Facts, b: Facts) -> bool:
+    """ "Do all vitamins ...?" / "Do any vitamins ...?"; "delete it" / "delete only it"."""
+    if ("only" in a.quantity) != ("only" in b.quantity):
+        return True
+    return bool(a.quantity and b.quantity) and a.quantity.isdisjoint(b.quantity)
+
+
+def tense(a: Facts, b: Facts) -> bool:
+    """ "When will it be delivered?" / "When was it delivered?"."""
+    return bool(a.tense and b.tense) and a.tense.isdisjoint(b.tense)
 
 
 def entities(a: Facts, b: Facts) -> bool:
@@ -120,8 +140,9 @@ def order(a: Facts, b: Facts) -> bool:
     moved = [(at, x, y) for at, (x, y) in told if x != y]
     if len(moved) != 2 or moved[0][1:] != moved[1][:0:-1]:
         return False
-    # Neighbours change places in any rewording: "my card is lost", "I lost my card".
-    if moved[1][0] - moved[0][0] < 2:
+    # Neighbours change places in any rewording: "my card is lost", "I lost my card"; not where
+    # the asker changes sides: "he owes me money", "I owe him money".
+    if moved[1][0] - moved[0][0] < 2 and ("me" in a.words) == ("me" in b.words):
         return False
     pair = (min(moved[0][1:]), max(moved[0][1:]))
     return pair not in a.coordinated and pair not in b.coordinated
@@ -150,6 +171,9 @@ GUARDS: Mapping[str, Guard] = {
     "antonyms": antonyms,
     "opposites": opposites,
     "question": question,
+    "modality": modality,
+    "quantity": quantity,
+    "tense": tense,
     "entities": entities,
     "literals": literals,
     "code": code,
@@ -169,6 +193,16 @@ def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str 
         if name not in off and guard(query, stored):
             return name
     return None
+
+
+def _same_money(a: Facts, b: Facts) -> bool:
+    """Whether the numbers are equal where one text only leaves the currency out: 7000, $7000."""
+    if len(a.numbers) != len(b.numbers):
+        return False
+    return all(
+        value == other and (unit == own or (not (unit and own) and (unit or own) in _MONEY))
+        for (value, unit), (other, own) in zip(a.numbers, b.numbers, strict=True)
+    )
 
 
 def _flipped(a: Facts, b: Facts) -> bool:
@@ -244,7 +278,7 @@ def _narrows(a: Facts, b: Facts) -> bool:
         for at, (word, role) in enumerate(zip(b.content, b.roles, strict=True))
         if word in extra and role not in _NOT_NARROWING and not _kept(role, b, extra)
     ]
-    if any(word in b.known for _, word in hanging):
+    if any(word in b.known for _, word in hanging) or not extra.keys().isdisjoint(lexicon.PARTS):
         return True
     first = len(b.content) - extra.total()
     told = bool(a.content) and b.content[:first] == a.content

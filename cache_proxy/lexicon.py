@@ -23,21 +23,28 @@ __all__ = [
     "FORM_PHRASES",
     "LOOSE_UNITS",
     "MARKERS",
+    "MODALITY",
+    "MODALITY_PHRASES",
     "NAMES",
     "NEGATORS",
     "NOT_NOW",
     "NUMBERS",
     "OPENINGS",
     "OTHER_STOP",
+    "PARTS",
     "PARTICLES",
     "PHRASES",
     "PLAIN",
     "POINTERS",
+    "QUANTITY",
+    "QUANTITY_PHRASES",
     "QUESTION",
     "QUESTION_PHRASES",
     "SHORT_OPENINGS",
     "STOP",
     "SYNONYMS",
+    "TENSE",
+    "TENSE_PHRASES",
     "TIMELY",
     "TIMELY_PHRASES",
     "UNITS",
@@ -204,6 +211,13 @@ TIMELY_PHRASES = _openings([TIMELY])
 FORM_PHRASES = _openings([FORM])
 QUESTION: Mapping[str, str] = _groups("en.question", "vi.question", label_is_member=False)
 QUESTION_PHRASES = _openings([QUESTION])
+MODALITY: Mapping[str, str] = _groups("en.modality", "vi.modality", label_is_member=False)
+MODALITY_PHRASES = _openings([MODALITY])
+QUANTITY: Mapping[str, str] = _groups("en.quantity", "vi.quantity", label_is_member=False)
+QUANTITY_PHRASES = _openings([QUANTITY])
+TENSE: Mapping[str, str] = _groups("en.tense", "vi.tense", label_is_member=False)
+TENSE_PHRASES = _openings([TENSE])
+PARTS = frozenset(map(label, _set("en.parts")))
 PHRASES = _openings(
     [
         _set("en.antonyms", "vi.antonyms"),

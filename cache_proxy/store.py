@@ -266,6 +266,7 @@ class Store:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._own is not None:
             await self._redis.connection_pool.release(self._own)
+            self._own = None
         with suppress(redis_errors.RedisError, OSError):
             await self._redis.aclose(close_connection_pool=True)
 
