@@ -18,6 +18,7 @@ from . import guards
 from .agreement import alike
 from .dial import Dial
 from .errors import MemoryUnavailable, UpstreamUnavailable
+from .judge import Judge
 from .ledger import Ledger, Source
 from .memory import Memory
 from .model import Answer, Call, Candidate, Entry
@@ -64,7 +65,7 @@ class Auditor:
         dial: Dial,
         share: float,
         dice: Callable[[], float],
-        judge: Callable[[str, str, str], Awaitable[bool | None]] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self._ask = ask
         self._memory = memory
@@ -126,15 +127,18 @@ class Auditor:
             return "unclear"
         text_of = PROTOCOLS[case.call.request.operation].text_of
         served, fresh = text_of(case.entry.body), text_of(answer.body)
-        same = await self.same(case.call.request.text or "", served, fresh)
+        question = case.call.request.text or ""
+        same = await self._same(question, served, fresh, case.exchange)
         return "right" if same else "wrong"
 
-    async def same(self, question: str, one: str, other: str) -> bool:
-        """Do two answers to one question say the same?"""
+    async def _same(
+        self, question: str, one: str, other: str, exchange: Exchange | None = None
+    ) -> bool:
+        """Do two answers to one question say the same? A judge is asked for audits only."""
         if alike(one, other):
             return True
-        if self._judge is not None:
-            judged = await self._judge(question, one, other)
+        if self._judge is not None and exchange is not None:
+            judged = await self._judge.same(exchange, question, one, other)
             if judged is not None:
                 return judged
         facts = guards.facts(one), guards.facts(other)
@@ -152,7 +156,7 @@ class Auditor:
 
         async def compare() -> Verdict:
             text_of = PROTOCOLS[call.request.operation].text_of
-            same = await self.same(
+            same = await self._same(
                 call.request.text or "", text_of(near.entry.body), text_of(answer.body)
             )
             self._ledger.record_label(

@@ -216,6 +216,11 @@ class Flights(Generic[L]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def flying(self, key: bytes | None) -> bool:
+        """Whether `join` would find a flight under this key now."""
+        flight = self._flights.get(key) if key is not None else None
+        return flight is not None and flight.joinable
+
     def join(
         self,
         key: bytes | None,
@@ -228,8 +233,8 @@ class Flights(Generic[L]):
         ended in any other way; what it returns is everybody's `landing`. The caller is aboard
         when this returns and must `leave`.
         """
-        flight = self._flights.get(key) if key is not None else None
-        if flight is not None and flight.joinable:
+        if key is not None and self.flying(key):
+            flight = self._flights[key]
             flight.aboard += 1
             return flight, True
 

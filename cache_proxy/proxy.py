@@ -132,6 +132,10 @@ class Proxy:
             return Miss(_unread(call, accepted) or reason), found
         if not readable:
             return Miss(_unread(call, accepted)), self._parts.memory.embed(text)
+        if self._parts.flights.flying(_flight_key(call, "")):
+            # The same question is on its way up: its answer will come sooner than a neighbour's
+            # could be judged, and with no await before joining it cannot be missed.
+            return Miss("in_flight"), _NOTHING
         found = await self._parts.memory.recall(
             text, call.partition, self._parts.policy.neighbours, started
         )

@@ -29,6 +29,7 @@ from .dial import Dial, Labels
 from .errors import ConfigError, MemoryUnavailable
 from .explain import Explainer, Partitions
 from .flights import Flights
+from .judge import Judge
 from .ledger import Ledger
 from .memory import Memory
 from .model import Outcome, Policy
@@ -202,6 +203,15 @@ async def sidecar(
         dial=dial,
         share=settings.audit_share,
         dice=random.random,
+        judge=Judge(
+            model=settings.judge_model,
+            upstream=upstream,
+            base_url=settings.upstream,
+            ledger=ledger,
+            prices=prices,
+        )
+        if settings.judge_model
+        else None,
     )
     explainer = Explainer(
         reader=parts.reader,

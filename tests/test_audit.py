@@ -53,6 +53,23 @@ async def test_a_right_hit_is_audited_and_its_cost_is_counted(make_world: WorldM
         assert said["upstream_own"]["usd"] > 0
 
 
+async def test_a_judge_decides_where_the_words_differ(make_world: WorldMaker) -> None:
+    """Its yes makes a reworded answer right, and its own cost has a row of its own."""
+
+    def script(seen: Seen) -> Reply:
+        if "single word yes or no" in seen.text:
+            return whole("Yes.", seen)
+        return whole(f"Paris, in the wording number {seen.number * 'x'}.", seen)
+
+    async with make_world(audit_share=0, judge_model="gpt-4o") as world:
+        world.upstream.script = script
+        await world.ask(FRANCE)
+        assert (await world.ask(REWORDED)).tier == "semantic"
+        assert (await admin(world, "/audit", {"n": 5}))["right"] == 1
+        assert (await world.stats())["upstream_own"]["calls"] == {"audit": 1, "judge": 1}
+        assert world.upstream.seen[-1].key == "sk-one"
+
+
 async def test_exact_hits_are_never_audited(make_world: WorldMaker) -> None:
     """They cannot be wrong in the way that audits look for."""
     async with make_world(audit_share=1.0) as world:

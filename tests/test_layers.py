@@ -32,7 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
         {
             *("proxy", "piecewise", "passage", "reading", "flights", "acceptance"),
             *("memory", "store", "breaker", "embedded", "ledger", "stats"),
-            *("audit", "explain"),
+            *("audit", "explain", "judge"),
             *("upstream.client", "upstream.completion"),
         }
     ),

@@ -18,7 +18,7 @@ from cache_proxy.certify import Certificate, Count, NotCertifiable, Pair
 from cache_proxy.errors import ConfigError
 from cache_proxy.model import Policy
 from cache_proxy.settings import Settings
-from cache_proxy.tune import Tuned, Unserved, as_json, judge, read, render, run, score
+from cache_proxy.tune import Tuned, Unserved, as_json, judge, read, render, run, score, tune
 from cache_proxy.wiring import open_encoder, policy
 from embeddings import Encoder
 from tests.conftest import World
@@ -70,15 +70,11 @@ def test_pairs_are_read_from_lines_plain_or_packed(tmp_path: Path) -> None:
 
 def test_a_pair_told_twice_counts_once(tmp_path: Path) -> None:
     """The same evidence again is no evidence; where labels disagree the pair is not the same."""
-    pairs = [
-        Pair("a", "b", True),
-        Pair("b", "a", True),
-        Pair("c", "d", True),
-        Pair("d", "c", False),
-    ]
-    found, repeated = read(written(tmp_path / "pairs.jsonl", pairs))
+    twice = [Pair("a", "b", True), Pair("b", "a", True)]
+    disagree = [Pair("c", "d", True), Pair("d", "c", False), Pair("d", "c", True)]
+    found, repeated = read(written(tmp_path / "pairs.jsonl", twice + disagree))
     assert found == [Pair("a", "b", True), Pair("c", "d", False)]
-    assert repeated == 2
+    assert repeated == 3
 
 
 @pytest.mark.parametrize(
@@ -203,7 +199,8 @@ async def test_a_pair_scores_what_serving_scores(
 @pytest.mark.live
 def test_clean_pairs_are_certified_and_the_numbers_add_up(tmp_path: Path) -> None:
     """Plain, as JSON, and run again: one threshold, whose figures can be counted in the table."""
-    pairs = written(tmp_path / "pairs.jsonl", REWORDED + TRAPS)
+    exact = [Pair(text, f" {text}\n", True) for text in ("one", "two", "three", "four", "five")]
+    pairs = written(tmp_path / "pairs.jsonl", REWORDED + TRAPS + exact)
     certified, text = printed(pairs, 0.1, settings(tmp_path))
     assert certified
     for column in ("threshold", "served", "wrong", "share", "upper bound", "kept"):
@@ -218,7 +215,12 @@ def test_clean_pairs_are_certified_and_the_numbers_add_up(tmp_path: Path) -> Non
     assert row["upper_bound"] == said["upper_bound"] <= 0.1
     assert row["kept"] == pytest.approx((row["served"] - row["wrong"]) / said["pairs"]["genuine"])
     assert [row["threshold"] for row in said["candidates"]] == list(certify.CANDIDATES)
-    assert said["pairs"]["certify"] + said["pairs"]["tune"] == len(REWORDED + TRAPS)
+    _, certifying = certify.split(REWORDED + TRAPS + exact)
+    assert said["pairs"]["certify"] == len(certifying)
+    assert said["pairs"]["tune"] == len(REWORDED + TRAPS + exact) - len(certifying)
+    # What is found by its name is neither kept nor lost by a threshold.
+    assert said["pairs"]["genuine"] == len(set(certifying) & set(REWORDED))
+    assert said["pairs"]["unserved"]["exact"] == len(set(certifying) & set(exact)) > 0
     assert f"certified threshold {said['threshold']:.3f} (upper bound " in text
     assert f" at 95 %, {said['served']} labelled hits)" in text
     assert printed(pairs, 0.1, settings(tmp_path), json_out=True)[1] == out
@@ -239,6 +241,20 @@ def test_what_cannot_be_certified_says_how_many_labels_are_missing(tmp_path: Pat
     more = f"about {said['needed']:,} more clean labelled hits are needed"
     assert f"cannot be certified on this data: {more}" in " ".join(text.split())
     assert REWORDED[0].a not in text + out
+
+
+@pytest.mark.live
+def test_where_the_scan_begins_is_learnt_from_other_pairs_only(tmp_path: Path) -> None:
+    """With every label of the certifying part turned round, it begins at the same place."""
+    tuning, certifying = certify.split(REWORDED + TRAPS)
+    turned = [Pair(a, b, not same) for a, b, same in certifying]
+    began = [
+        tune(written(tmp_path / "pairs.jsonl", tuning + pairs), 0.1, settings(tmp_path))
+        for pairs in (certifying, turned)
+    ]
+    assert began[0].began == began[1].began < 0.99
+    assert isinstance(began[0].verdict, Certificate)
+    assert isinstance(began[1].verdict, NotCertifiable)
 
 
 def tuned(verdict: Certificate | NotCertifiable, *counts: Count) -> Tuned:

@@ -1,0 +1,71 @@
+"""An LLM asked whether two answers say the same, where the operator named one.
+
+Its words cost money: they are counted in a row of their own. What it does not answer plainly is
+no verdict.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from .errors import UpstreamUnavailable
+from .ledger import Ledger
+from .pricing import PriceBook
+from .protocols import chat
+from .reading import Exchange
+from .tenancy import CREDENTIAL_HEADERS
+from .upstream.client import Upstream
+
+__all__ = ["Judge"]
+
+_SECONDS = 60.0
+_LONGEST = 8_000  # characters of each answer that it reads
+_QUESTION = (
+    "Two answers were given to one question. Would a person who asked it learn the same from "
+    "both? Wording, order and length do not matter; facts, numbers, names and advice do. Answer "
+    "with the single word yes or no.\n\nQuestion:\n{}\n\nFirst answer:\n{}\n\nSecond answer:\n{}"
+)
+
+
+class Judge:
+    """Asks `model` at the upstream, with the credential of the request that is audited."""
+
+    def __init__(
+        self, *, model: str, upstream: Upstream, base_url: str, ledger: Ledger, prices: PriceBook
+    ) -> None:
+        self._model = model
+        self._upstream = upstream
+        self._base_url = base_url
+        self._ledger = ledger
+        self._prices = prices
+
+    async def same(self, exchange: Exchange, question: str, one: str, other: str) -> bool | None:
+        """Its verdict; None when it gave none."""
+        text = _QUESTION.format(question[:_LONGEST], one[:_LONGEST], other[:_LONGEST])
+        body = {
+            "model": self._model,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": text}],
+        }
+        headers = [(k, v) for k, v in exchange.headers if k in CREDENTIAL_HEADERS]
+        headers.append((b"content-type", b"application/json"))
+        try:
+            response = await self._upstream.send(
+                "POST",
+                f"{self._base_url}/chat/completions",
+                headers,
+                orjson.dumps(body),
+                read_seconds=_SECONDS,
+            )
+            said = b"".join([chunk async for chunk in response.chunks()])
+            await response.close()
+        except UpstreamUnavailable:
+            return None
+        answer = chat.whole(said)
+        if response.status != 200 or answer.error or answer.empty:
+            return None
+        usage = answer.usage
+        cost = self._prices.cost(usage, self._model, self._base_url) if usage else None
+        self._ledger.record_upstream("judge", usage, cost, model=self._model)
+        word = chat.text_of(answer.body).strip().strip(".").lower()
+        return {"yes": True, "no": False}.get(word)
