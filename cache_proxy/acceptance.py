@@ -17,7 +17,8 @@ from .upstream.routes import Headers, forward
 
 __all__ = ["Acceptance"]
 
-# A revoked key sees its last hit at most this long after upstream last accepted it.
+# Where the provider has a free question, a revoked key sees its last hit at most this long after
+# upstream last accepted it; elsewhere its next real call tells.
 FRESH_SECONDS = 300
 # How old a verdict may grow before another success is worth a write.
 _RENEW_SECONDS = 60

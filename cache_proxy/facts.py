@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 
 from cache_proxy import lexicon, wording
 
@@ -166,7 +167,7 @@ def _modality(words: Sequence[str]) -> frozenset[str]:
         return frozenset([lexicon.MODALITY[found[1]]])
     # "Do all the tenants have to sign?"
     if opening[0] in ("do", "does", "did"):
-        told = any(pair in _DUTIES for pair in zip(words, words[1:], strict=False))
+        told = any(pair in _DUTIES for pair in pairwise(words))
         return frozenset(["must"]) if told else frozenset()
     return frozenset()
 

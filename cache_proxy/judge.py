@@ -13,7 +13,7 @@ from .ledger import Ledger
 from .pricing import PriceBook
 from .protocols import chat
 from .reading import Exchange
-from .tenancy import CREDENTIAL_HEADERS
+from .tenancy import is_credential
 from .upstream.client import Upstream
 
 __all__ = ["Judge"]
@@ -47,7 +47,7 @@ class Judge:
             "temperature": 0,
             "messages": [{"role": "user", "content": text}],
         }
-        headers = [(k, v) for k, v in exchange.headers if k in CREDENTIAL_HEADERS]
+        headers = [(k, v) for k, v in exchange.headers if is_credential(k)]
         headers.append((b"content-type", b"application/json"))
         try:
             response = await self._upstream.send(

@@ -9,19 +9,29 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 import orjson
 
 from .canonical import keyed
 
-__all__ = ["CREDENTIAL_HEADERS", "KEY_PARAMETERS", "Caller", "Tenancy"]
+__all__ = ["KEY_PARAMETERS", "Caller", "Tenancy", "is_credential"]
 
 KEY_PARAMETERS = frozenset({"key", "api_key", "api-key"})
 
-CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"})
+# The providers' own four, and what gateways before them go by. A header too many only keeps
+# answers apart that could have been shared.
+_CREDENTIAL = re.compile(rb"auth(?!or)|api-?key|subscription-key|(access|security)-token|secret")
+
+
+@lru_cache(1_024)
+def is_credential(name: bytes) -> bool:
+    """Whether a header of this name, in lower case, says who is asking."""
+    return name != b"proxy-authorization" and _CREDENTIAL.search(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,7 @@ def _credentials(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> tuple[
     """Name and raw bytes of each credential, in one order; None when one name comes twice."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in CREDENTIAL_HEADERS:
+        if is_credential(name):
             if name in found:
                 return None
             found[name] = value
@@ -91,6 +101,8 @@ def _credentials(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> tuple[
                 if b"?" in found:
                     return None
                 found[b"?"] = key.encode("latin-1")
+    if not found and any(name == b"cookie" for name, _ in headers):
+        return None  # a session may hide in it; beside a key it is the provider's own and no name
     return tuple(part for pair in sorted(found.items()) for part in pair)
 
 

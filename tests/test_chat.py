@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_proxy.canonical import dump
 from cache_proxy.model import Request, Usage
 from cache_proxy.protocols import chat
 from cache_proxy.protocols.sse import Splitter, data
@@ -341,7 +342,7 @@ def test_no_document_makes_parse_fail_in_another_way(document: dict[str, Any]) -
     except chat.Unreadable:
         return
     assert orjson.loads(request.rest)["fields"]["model"] == (document.get("model") or "")
-    chat.ask_usage(orjson.dumps(document), document)
+    chat.ask_usage(dump(document), document)
 
 
 def test_the_url_may_name_the_model() -> None:

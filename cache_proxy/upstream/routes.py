@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ..tenancy import CREDENTIAL_HEADERS, KEY_PARAMETERS
+from ..tenancy import KEY_PARAMETERS, is_credential
 
 __all__ = [
     "Headers",
@@ -79,7 +79,8 @@ def forward(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     A credential goes on whatever `Connection` says: upstream must judge the one that was told by.
     """
     headers = list(headers)
-    dropped = _NOT_FORWARDED | (_named_by_connection(headers) - CREDENTIAL_HEADERS)
+    named = {name for name in _named_by_connection(headers) if not is_credential(name)}
+    dropped = _NOT_FORWARDED | named
     return [
         (name, value)
         for name, value in headers
