@@ -25,7 +25,9 @@ KEY_PARAMETERS = frozenset({"key", "api_key", "api-key"})
 
 # The providers' own four, and what gateways before them go by. A header too many only keeps
 # answers apart that could have been shared.
-_CREDENTIAL = re.compile(rb"auth(?!or)|api-?key|subscription-key|(access|security)-token|secret")
+_CREDENTIAL = re.compile(
+    rb"auth(?!or(?!iz))|api-?key|subscription-key|(access|security)-token|secret"
+)
 
 
 @lru_cache(1_024)
