@@ -144,6 +144,7 @@ def process(command: Sequence[str], port: int) -> Iterator[int]:
     """A server process, ready to answer; its id."""
     # The question is what a hit costs, not whether a busy machine makes it in time.
     patient = {"CACHE_PROXY_CACHE_MS": "5000", "CACHE_PROXY_STORE_MS": "1000"}
+    patient["CACHE_PROXY_AUDIT_SHARE"] = "0"
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | patient)
     try:
         deadline = time.monotonic() + 60

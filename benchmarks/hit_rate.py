@@ -151,6 +151,7 @@ async def measure(
                 guards_off=() if guards else tuple(GUARDS),
                 # This asks what is served, not how fast a busy machine is.
                 cache_ms=5_000,
+                audit_share=0,
                 store_ms=1_000,
             )
             rows.append(await _replay(client, settings, url, lines))

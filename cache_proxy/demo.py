@@ -91,6 +91,7 @@ def _show(console: Console, data_dir: Path) -> None:
         data_dir=data_dir,
         port=0,
         admin_port=0,
+        audit_share=0,  # a show of what is served, with every call to upstream accounted for
     )
     with upstream_socket, embedded_store(settings) as (url, valkey):
 

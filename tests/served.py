@@ -37,7 +37,7 @@ async def command(*words: str, **environment: str) -> Ran:
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "140", **environment},
+        env={**os.environ, "COLUMNS": "140", "CACHE_PROXY_AUDIT_SHARE": "0", **environment},
     )
     async with asyncio.timeout(60):
         out, err = await process.communicate()
@@ -88,7 +88,7 @@ class Served:
                 ],
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **self._environment},
+                env={**os.environ, "CACHE_PROXY_AUDIT_SHARE": "0", **self._environment},
             )
         process = self.process
         await until(lambda: "stats: " in self.out or process.poll() is not None, seconds)
