@@ -32,9 +32,9 @@ import uvicorn
 
 from cache_proxy import settings as configuration
 from cache_proxy import stats
+from cache_proxy.certify import interval
 from cache_proxy.guards import GUARDS
 from cache_proxy.serve import bind, embedded_store, quiet, running
-from cache_proxy.tally import interval
 from cache_proxy.upstream.client import Upstream
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class Row:
 
     @property
     def wrong_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the wrong share."""
-        low, high = interval(self.wrong, self.hits)
-        return low or 0.0, 1.0 if high is None else high
+        """Exact 95 % interval of the wrong share; everything when nothing hit."""
+        found = interval(self.wrong, self.hits)
+        return found.low, found.high
 
     @property
     def bill_saved(self) -> float:
@@ -151,7 +151,7 @@ async def measure(
                 guards_off=() if guards else tuple(GUARDS),
                 # This asks what is served, not how fast a busy machine is.
                 cache_ms=5_000,
-                audit_share=0,
+                audit_share=0,  # audits would move the threshold that is being measured
                 store_ms=1_000,
             )
             rows.append(await _replay(client, settings, url, lines))
