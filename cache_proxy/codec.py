@@ -1,6 +1,6 @@
-"""The bytes of what the store keeps: entries, and the rules that purges leave behind.
+"""The bytes of an entry as the store keeps it.
 
-Plain functions of their arguments: no I/O, no clock. An entry is header, vector, small facts,
+Plain functions of their arguments: no I/O, no clock. It is header, vector, small facts,
 body. Header and vector come first, under a checksum of their own, so that a rebuild reads that
 range alone. Nothing here can run code from what it reads, and no entry is believed before its
 keyed checksum held.
@@ -9,7 +9,6 @@ keyed checksum held.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,21 +16,16 @@ from typing import Any, Protocol
 
 import orjson
 
-from cache_proxy.model import Entry, Selector, Usage
+from cache_proxy.model import Entry, Usage
 
 __all__ = [
     "HEAD_BYTES",
     "Corrupt",
     "Head",
-    "Purges",
-    "Rule",
     "head_length",
     "pack",
-    "pack_rule",
-    "thin",
     "unpack",
     "unpack_head",
-    "unpack_rule",
 ]
 
 _MAGIC = b"SCP"
@@ -58,15 +52,6 @@ class Head:
     expires: int
     epoch: int
     vector: bytes  # fp16, little-endian; empty when only the exact tier may serve it
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One purge: entries of an earlier epoch than `epoch` that match are gone."""
-
-    epoch: int
-    at: int  # Unix seconds of the purge
-    selector: Selector
 
 
 class _Hash(Protocol):
@@ -192,91 +177,3 @@ def _fields(data: bytes) -> tuple[Any, ...]:
     if magic != _MAGIC or schema != _SCHEMA:
         raise Corrupt("magic or schema")
     return tuple(fields)
-
-
-def pack_rule(rule: Rule) -> bytes:
-    """A rule as JSON, without its epoch, which names the place where it is kept."""
-    selector = rule.selector
-    return orjson.dumps(
-        {
-            "at": rule.at,
-            "digest": None if selector.digest is None else selector.digest.hex(),
-            "tag": selector.tag,
-            "namespace": selector.namespace,
-            "model": selector.model,
-            "created_before": selector.created_before,
-        }
-    )
-
-
-def unpack_rule(epoch: int, data: bytes) -> Rule:
-    """The rule of `epoch`. One that cannot be read purges everything: too much, never too little.
-
-    It counts as made at the epoch's own time, for epochs are milliseconds.
-    """
-    try:
-        fields = orjson.loads(data)
-        at = int(fields.pop("at"))
-        digest = fields.pop("digest")
-        return Rule(
-            epoch, at, Selector(None if digest is None else bytes.fromhex(digest), **fields)
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return Rule(epoch, epoch // 1000, Selector())
-
-
-class Purges:
-    """The rules in force, newest first, and whom they mean.
-
-    Purges by tag are the ones that come by the hundred (a document changed), so they are looked
-    up and not walked through.
-    """
-
-    def __init__(self, rules: Sequence[Rule] = ()) -> None:
-        self.rules = tuple(rules)
-        self._tags: dict[str, int] = {}
-        self._others: list[Rule] = []
-        for rule in self.rules:
-            tag = rule.selector.tag
-            if tag is not None and rule.selector == Selector(tag=tag):
-                self._tags.setdefault(tag, rule.epoch)
-            else:
-                self._others.append(rule)
-
-    def mean(self, entry: Entry) -> bool:
-        """Whether a purge since the entry's request began takes it away."""
-        for tag in entry.tags:
-            if self._tags.get(tag, -1) > entry.epoch:
-                return True
-        for rule in self._others:
-            if rule.epoch <= entry.epoch:
-                return False
-            if rule.selector.matches(entry):
-                return True
-        return False
-
-
-def thin(rules: Iterable[Rule], oldest: int, most: int) -> list[Rule]:
-    """The rules that still matter, newest first.
-
-    Dropped are those made before `oldest` (Unix seconds), since no entry lives that long, those
-    that were made again later, and those below a purge of everything. Of more than `most` the
-    older half becomes one purge of everything up to there: purging too much only costs misses.
-    """
-    newest_by_selector: dict[Selector, Rule] = {}
-    for rule in sorted(rules, key=_epoch):
-        if rule.at >= oldest:
-            newest_by_selector[rule.selector] = rule
-    kept = sorted(newest_by_selector.values(), key=_epoch, reverse=True)
-    for place, rule in enumerate(kept):
-        if rule.selector == Selector():
-            kept = kept[: place + 1]
-            break
-    if len(kept) > most:
-        newest = kept[most // 2]
-        kept[most // 2 :] = [Rule(newest.epoch, newest.at, Selector())]
-    return kept
-
-
-def _epoch(rule: Rule) -> int:
-    return rule.epoch

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b, sha1
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from redis import exceptions as redis_errors
@@ -27,23 +27,20 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from cache_proxy import scripts
 from cache_proxy.breaker import Breaker, Line, State
 from cache_proxy.codec import (
     HEAD_BYTES,
     Corrupt,
     Head,
-    Purges,
-    Rule,
     head_length,
     pack,
-    pack_rule,
-    thin,
     unpack,
     unpack_head,
-    unpack_rule,
 )
 from cache_proxy.errors import ConfigError, MemoryUnavailable
 from cache_proxy.model import Entry, Selector
+from cache_proxy.purges import Purges, Rule, pack_rule, thin, unpack_rule
 
 __all__ = ["Change", "Look", "Store"]
 
@@ -52,7 +49,6 @@ _DIGEST = 20  # bytes
 _BATCH = 128  # looks in one MGET; more of 2 kB each would hold the loop for milliseconds
 _FLIGHTS = 1  # MGETs under way at once; further looks gather for the next
 _QUEUE = 1024  # looks waiting for one; more is a store that cannot follow
-_JOURNAL = 20_000  # records, about 2 MB
 _EVICTIONS = 64  # at most, of each kind, by one write: it has a deadline to keep
 _NO_FLOOR = -2.0
 _FLOORS = 10_000  # entries with a floor, about 1 MB
@@ -65,105 +61,6 @@ _LONGEST_SECONDS = 366 * _DAY
 _LONG = 2.0  # seconds for scans, purges and statistics, which nobody's answer waits for
 _ACCEPTED_SECONDS = _DAY
 _COUNTER_SECONDS = 90 * _DAY
-
-# Shared by the scripts: take digest `d` out of the books, its value first.
-_DROP = """
-local e, entries, sizes, total = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local function drop(d)
-  redis.call('UNLINK', e .. d)
-  redis.call('ZREM', entries, d)
-  local size = tonumber(redis.call('HGET', sizes, d) or 0)
-  redis.call('HDEL', sizes, d)
-  return redis.call('DECRBY', total, size)
-end
-local function note(kind, ds, writer)
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', '20000', '*', 'k', kind, 'd', ds, 'w', writer)
-end
-"""
-
-# The value is written by one SET with its expiry, so no entry can outlive it; the books follow.
-_PUT = (
-    _DROP
-    + """
-local digest, value, ttl, expires, now, most, most_bytes, limit, writer = unpack(ARGV)
-most, most_bytes, limit = tonumber(most), tonumber(most_bytes), tonumber(limit)
-redis.call('SET', e .. digest, value, 'EX', ttl)
-redis.call('ZADD', entries, expires, digest)
-local old = tonumber(redis.call('HGET', sizes, digest) or 0)
-redis.call('HSET', sizes, digest, #value)
-local bytes = redis.call('INCRBY', total, #value - old)
-note('put', digest, writer)
-local gone = redis.call('ZRANGEBYSCORE', entries, '-inf', now, 'LIMIT', 0, limit)
-for _, d in ipairs(gone) do bytes = drop(d) end
-local count = redis.call('ZCARD', entries)
-while limit > 0 and count > 0 and (count > most or bytes > most_bytes) do
-  local d = redis.call('ZRANGE', entries, 0, 0)[1]
-  bytes = drop(d)
-  gone[#gone + 1] = d
-  count = count - 1
-  limit = limit - 1
-end
-if #gone > 0 then note('del', table.concat(gone), writer) end
-return gone
-"""
-)
-
-_FORGET = (
-    _DROP
-    + """
-local writer, ghosts = ARGV[1], ARGV[2] == '1'
-local n, gone = 0, {}
-for i = 3, #ARGV do
-  if not ghosts or redis.call('EXISTS', e .. ARGV[i]) == 0 then
-    drop(ARGV[i])
-    n = n + 1
-    gone[n] = ARGV[i]
-  end
-end
-if n > 0 and not ghosts then note('del', table.concat(gone), writer) end
-return n
-"""
-)
-
-_HEADS = """
-local out = {}
-for i = 2, #ARGV do out[i - 1] = redis.call('GETRANGE', KEYS[1] .. ARGV[i], 0, ARGV[1]) end
-return out
-"""
-
-# An epoch is a time in milliseconds, pushed on where two would be equal: a number that a failover
-# forgot is not given to another purge, so a process that knows the lost rule can tell.
-_PURGE = """
-local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])) + 1
-epoch = string.format('%.0f', math.max(epoch, tonumber(ARGV[2])))
-redis.call('SET', KEYS[1], epoch)
-redis.call('HSET', KEYS[2], epoch, ARGV[3])
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', '20000', '*', 'k', 'purge', 'd', '', 'w', ARGV[4])
-return epoch
-"""
-
-# Only ever upwards. The epoch moves so that every process reads the floors again.
-_FLOOR = """
-local old = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0)
-if old >= tonumber(ARGV[2]) or (old == 0 and redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[4])) then
-  return old
-end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or 0) + 1, tonumber(ARGV[3]))
-redis.call('SET', KEYS[1], string.format('%.0f', epoch))
-return tonumber(ARGV[2])
-"""
-
-_HEAL = """
-if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then
-  redis.call('SET', KEYS[1], ARGV[1])
-end
-for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) end
-return 1
-"""
-
-
-_SHA = {s: sha1(s.encode(), usedforsecurity=False).hexdigest() for s in (_PUT, _FORGET, _HEADS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +207,7 @@ class Store:
         if len(value) > self._max_bytes:
             return [entry.digest]
         gone: list[bytes] = await self._script(
-            _PUT,
+            scripts.PUT,
             self._books,
             entry.digest,
             value,
@@ -327,7 +224,7 @@ class Store:
     async def forget(self, digests: Sequence[bytes]) -> None:
         """Remove the entries and tell the other sidecars."""
         if digests:
-            await self._script(_FORGET, self._books, self.writer, b"0", *digests)
+            await self._script(scripts.FORGET, self._books, self.writer, b"0", *digests)
 
     async def size(self) -> tuple[int, int]:
         """Entries, and the bytes of their values."""
@@ -346,7 +243,7 @@ class Store:
         numbers = (self._epoch, int(now * 1000))
         answers = await self._line.call(
             lambda: self._send(
-                ("EVAL", _PURGE, len(keys), *keys, *numbers, rule, self.writer),
+                ("EVAL", scripts.PURGE, len(keys), *keys, *numbers, rule, self.writer),
                 ("WAITAOF", 1, 0, 1000),  # unknown to old servers, refused where there is no AOF
                 raising=False,
             ),
@@ -387,7 +284,7 @@ class Store:
         keys = (self._epoch_key, self._floors_key)
         held = await self._line.call(
             lambda: self._redis.execute_command(
-                "EVAL", _FLOOR, 2, *keys, digest, parts, int(now * 1000), _FLOORS
+                "EVAL", scripts.FLOOR, 2, *keys, digest, parts, int(now * 1000), _FLOORS
             ),
             _LONG,
         )
@@ -412,7 +309,7 @@ class Store:
         async for digests in self._digests(count):
             found, ghosts = await self._heads(digests)
             if ghosts:
-                await self._script(_FORGET, self._books, self.writer, b"1", *ghosts)
+                await self._script(scripts.FORGET, self._books, self.writer, b"1", *ghosts)
             yield [head for head in found if head is not None]
 
     async def heads(self, digests: Sequence[bytes]) -> list[Head | None]:
@@ -576,11 +473,11 @@ class Store:
 
     async def _heads(self, digests: Sequence[bytes]) -> tuple[list[Head | None], list[bytes]]:
         """The heads, and which digests have no value at all."""
-        parts = await self._script(_HEADS, (self._e,), self._head_guess - 1, *digests)
+        parts = await self._script(scripts.HEADS, (self._e,), self._head_guess - 1, *digests)
         longest = max((_head_length(part) for part in parts), default=0)
         if longest > self._head_guess:
             self._head_guess = longest
-            parts = await self._script(_HEADS, (self._e,), longest - 1, *digests)
+            parts = await self._script(scripts.HEADS, (self._e,), longest - 1, *digests)
         now = self._clock()
         pairs = list(zip(parts, digests, strict=True))
         return (
@@ -639,7 +536,9 @@ class Store:
                 redis_errors.RedisError
             ):  # judged by what we know, healed when it can be written to
                 keys = (self._epoch_key, self._purges)
-                await self._redis.execute_command("EVAL", _HEAL, 2, *keys, self._epoch, *flat)
+                await self._redis.execute_command(
+                    "EVAL", scripts.HEAL, 2, *keys, self._epoch, *flat
+                )
 
     async def _drop_rules(self) -> None:
         """Take the rules that no longer matter out of the store."""
@@ -677,13 +576,13 @@ class Store:
 
     async def _script(self, script: str, keys: Sequence[bytes], *args: Any) -> Any:
         # A write is waited for by nobody's answer, but many can pile up behind a slow one.
-        seconds = self._deadline if script is _PUT else _LONG
+        seconds = self._deadline if script is scripts.PUT else _LONG
         return await self._line.call(lambda: self._eval(script, keys, args), seconds)
 
     async def _eval(self, script: str, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
         do: Callable[..., Awaitable[Any]] = self._redis.execute_command
         try:
-            return await do("EVALSHA", _SHA[script], len(keys), *keys, *args)
+            return await do("EVALSHA", scripts.SHA[script], len(keys), *keys, *args)
         except redis_errors.NoScriptError:
             return await do("EVAL", script, len(keys), *keys, *args)
         except redis_errors.ReadOnlyError:

@@ -7,20 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_proxy.codec import (
-    HEAD_BYTES,
-    Corrupt,
-    Purges,
-    Rule,
-    head_length,
-    pack,
-    pack_rule,
-    thin,
-    unpack,
-    unpack_head,
-    unpack_rule,
-)
+from cache_proxy.codec import HEAD_BYTES, Corrupt, head_length, pack, unpack, unpack_head
 from cache_proxy.model import Entry, Selector, Usage
+from cache_proxy.purges import Purges, Rule, pack_rule, thin, unpack_rule
 
 KEY = b"k" * 32
 ENTRY = Entry(

@@ -21,7 +21,17 @@ LAYERS: dict[str, frozenset[str]] = {
     "core": frozenset(
         {
             *("decisions", "canonical", "guards", "facts", "lexicon", "wording", "directives"),
-            *("tenancy", "pricing", "counters", "tally", "metrics", "reply", "codec"),
+            *(
+                "tenancy",
+                "pricing",
+                "counters",
+                "tally",
+                "metrics",
+                "reply",
+                "codec",
+                "purges",
+                "scripts",
+            ),
             *("agreement", "certify", "dial"),
             *("protocols", "protocols.sse", "protocols.chat", "protocols.completions"),
             *("protocols.embeddings_api", "protocols.openai_request", "protocols.openai_answer"),
