@@ -99,8 +99,6 @@ async def running(
             # The server tells by a flag alone that it has started.
             while not all(server.started for server in servers):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-            gc.collect()
-            gc.freeze()  # the libraries' objects stay; looking through them again costs every hit
             yield built, tasks[0]
         finally:
             for server in servers:
@@ -208,6 +206,8 @@ async def _serve(
         settings, url, proxy_socket=proxy_socket, admin_socket=admin_socket, valkey=valkey
     ) as (_, server):
         ready()
+        gc.collect()
+        gc.freeze()  # the libraries' objects stay; looking through them again costs every hit
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((stopped, server), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
