@@ -5,10 +5,11 @@ Plain functions of their arguments: no I/O, no clock, no randomness, no logging.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from . import guards, wording
+from . import agreement, guards, wording
 from .model import (
     Answer,
     Bypass,
@@ -22,6 +23,7 @@ from .model import (
     Prompt,
     Request,
 )
+from .score import adjusted
 
 __all__ = ["GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep"]
 
@@ -87,38 +89,76 @@ def fits(entry: Entry, asked: Directives, now: int) -> bool:
     return asked.max_age is None or now - entry.created <= asked.max_age
 
 
-def choose(
-    text: str, candidates: Sequence[Candidate], asked: Directives, policy: Policy, now: int
-) -> Hit | Miss:
-    """The nearest stored answer that no guard objects to, or why there is none.
+# Below the threshold by more than this no score lifts a cosine over it.
+_REACH = 0.25
+# Neighbours as close to the best as this must not tell another story.
+_WINDOW = 0.06
+# These say that other words stand in one place, not that the question is another one: what they
+# object to is not served, but its answer still counts for or against the others'.
+_SUSPICIONS = frozenset({"substitution", "narrowing", "order", "question"})
 
-    `candidates` come nearest first and lie in the request's own partition.
+
+def choose(
+    text: str,
+    candidates: Sequence[Candidate],
+    asked: Directives,
+    policy: Policy,
+    now: int,
+    text_of: Callable[[bytes], str] = bytes.hex,
+) -> Hit | Miss:
+    """The best stored answer that no guard objects to and no other contradicts, or why there is
+    none. All similarities that are told are scores: what is held against the threshold.
+
+    `candidates` come nearest first and lie in the request's own partition. `text_of` reads a
+    stored body, as its protocol does; without it only equal bodies agree.
     """
     if not candidates:
         return Miss("no_entry")
-    nearest = candidates[0].similarity
     threshold = max(policy.threshold, asked.threshold or 0.0)
+    nearest = -1.0
     vetoes: list[str] = []
+    fit: list[tuple[float, Candidate]] = []
+    telling: list[tuple[float, Candidate]] = []
     for candidate in candidates:
-        if candidate.similarity < threshold:
+        if nearest >= 0 and candidate.similarity < threshold - _REACH:
             break
-        if candidate.similarity <= candidate.floor:
-            vetoes.append("floor")
-            continue
+        query, stored = _facts(text), _facts(candidate.entry.text)
+        scored = score(candidate, query, stored)
+        nearest = max(nearest, scored)
         if not fits(candidate.entry, asked, now):
             continue
-        objection = guards.veto(_facts(text), _facts(candidate.entry.text), policy.guards_off)
+        objection = guards.veto(query, stored, policy.guards_off)
+        if objection is None or objection in _SUSPICIONS:
+            telling.append((scored, candidate))
+        if objection is None and scored <= candidate.floor:
+            objection = "floor"
         if objection is None:
-            return Hit(candidate.entry, "semantic", candidate.similarity, tuple(vetoes))
-        vetoes.append(objection)
+            fit.append((scored, candidate))
+        elif max(scored, candidate.similarity) >= threshold:
+            vetoes.append(objection)  # near enough for one of the two, so worth telling
+    best, chosen = max(fit, key=lambda pair: pair[0], default=(-1.0, candidates[0]))
+    if best >= threshold:
+        rivals = (other.entry for scored, other in telling if scored > best - _WINDOW)
+        if policy.agreement and not _agree(chosen.entry, rivals, text_of):
+            return Miss("disagreement", best, tuple(vetoes))
+        return Hit(chosen.entry, "semantic", best, tuple(vetoes))
     if vetoes:
         return Miss("guard", nearest, tuple(vetoes))
     return Miss("below_threshold" if nearest < threshold else "max_age", nearest)
 
 
+def _agree(chosen: Entry, rivals: Iterable[Entry], text_of: Callable[[bytes], str]) -> bool:
+    """Whether all say what the chosen one says."""
+    others = [rival.body for rival in rivals if rival.body != chosen.body]
+    if not others:
+        return True
+    answer = text_of(chosen.body)
+    return all(agreement.alike(answer, text_of(body), loose=True) for body in others)
+
+
 def score(candidate: Candidate, asked: guards.Facts, stored: guards.Facts) -> float:
     """What is compared with the threshold."""
-    return candidate.similarity
+    return adjusted(candidate.similarity, candidate.learned, asked, stored)
 
 
 # Neighbours further off than this teach nothing about thresholds.
@@ -126,13 +166,19 @@ _NEAR = 0.70
 
 
 def nearest(text: str, candidates: Sequence[Candidate], policy: Policy) -> Candidate | None:
-    """The nearest neighbour that no guard objects to, however far; None when none is near."""
+    """The best neighbour that no guard objects to, its score for its similarity; None when none is
+    near."""
+    best: Candidate | None = None
     for candidate in candidates:
-        if candidate.similarity < _NEAR:
-            return None
-        if guards.veto(_facts(text), _facts(candidate.entry.text), policy.guards_off) is None:
-            return candidate
-    return None
+        if candidate.similarity < _NEAR - _REACH:
+            break
+        query, stored = _facts(text), _facts(candidate.entry.text)
+        scored = score(candidate, query, stored)
+        if scored < max(_NEAR, best.similarity if best else 0.0):
+            continue
+        if guards.veto(query, stored, policy.guards_off) is None:
+            best = replace(candidate, similarity=scored)
+    return best
 
 
 @lru_cache(4_096)

@@ -18,7 +18,7 @@ from .acceptance import Acceptance
 from .errors import BadRequest, MemoryUnavailable
 from .memory import Memory
 from .model import Bypass, Call, Candidate, Hit, Policy
-from .reading import Exchange, Reader
+from .reading import PROTOCOLS, Exchange, Reader
 
 __all__ = ["Explainer", "Partitions", "explanation"]
 
@@ -153,7 +153,8 @@ class Explainer:
         if found.trouble:
             return said | _missed(found.trouble)
         now = int(self._clock())
-        verdict = decisions.choose(text, found.candidates, call.asked, policy, now)
+        read = PROTOCOLS[call.request.operation].text_of
+        verdict = decisions.choose(text, found.candidates, call.asked, policy, now, read)
         if not accepted:
             return said | _missed("unaccepted")
         if isinstance(verdict, Hit):

@@ -251,6 +251,8 @@ def _spelt_out(name: str, a: Facts, b: Facts) -> bool:
 def _kin(one: str, other: str) -> bool:
     """Whether the two are forms of one word: improv and improvement, addict and addictiv."""
     short, long = sorted((one, other), key=len)
+    if lexicon.misspelt(one, other):
+        return True
     return len(short) > 4 and long.startswith(short) and long[len(short) :] in _FORMS
 
 

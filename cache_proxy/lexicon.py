@@ -40,6 +40,7 @@ __all__ = [
     "QUANTITY_PHRASES",
     "QUESTION",
     "QUESTION_PHRASES",
+    "RARITY",
     "SHORT_OPENINGS",
     "STOP",
     "SYNONYMS",
@@ -55,11 +56,14 @@ __all__ = [
     "WHOLE_TURNS",
     "bare",
     "label",
+    "misspelt",
     "stem",
 ]
 
 # Words kept with their stems at most; a request's words repeat those of others.
 _KEPT_WORDS = 16_384
+# Shorter words are one slip away from too many others.
+_SHORTEST_SLIP = 4
 _VOWELS = frozenset("aeiouy")
 _BARE = str.maketrans({"đ": "d", "Đ": "D"})
 
@@ -107,6 +111,26 @@ def label(word: str) -> str:
     return SYNONYMS.get(short, short)
 
 
+def misspelt(one: str, other: str) -> bool:
+    """Whether one is a word and the other the same with one slip: delivery, delivry."""
+    if min(len(one), len(other)) < _SHORTEST_SLIP or not (one.isalpha() and other.isalpha()):
+        return False
+    return (one in RARITY) != (other in RARITY) and one[0] == other[0] and _one_slip(one, other)
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """One letter left out, put in, changed, or two neighbours that changed places."""
+    short, long = sorted((one, other), key=len)
+    if len(long) - len(short) > 1:
+        return False
+    at = next((i for i, letter in enumerate(short) if letter != long[i]), len(short))
+    if len(short) < len(long):
+        return short[at:] == long[at + 1 :]
+    return short[at + 1 :] == long[at + 1 :] or (
+        short[at : at + 2] == long[at : at + 2][::-1] and short[at + 2 :] == long[at + 2 :]
+    )
+
+
 def bare(text: str) -> str:
     """The text without Vietnamese (or any combining) marks."""
     marked = unicodedata.normalize("NFD", text.translate(_BARE))
@@ -148,6 +172,14 @@ def _antonyms() -> dict[str, frozenset[str]]:
         table.setdefault(left, set()).add(right)
         table.setdefault(right, set()).add(left)
     return {word: frozenset(words - {word}) for word, words in table.items()}
+
+
+def _rarity() -> dict[str, float]:
+    return {
+        word: float(value)
+        for value, *words in map(_words, _lines("en.rarity"))
+        for word in words
+    }
 
 
 def _units() -> tuple[dict[str, str], frozenset[str]]:
@@ -217,6 +249,7 @@ QUANTITY: Mapping[str, str] = _groups("en.quantity", "vi.quantity", label_is_mem
 QUANTITY_PHRASES = _openings([QUANTITY])
 TENSE: Mapping[str, str] = _groups("en.tense", "vi.tense", label_is_member=False)
 TENSE_PHRASES = _openings([TENSE])
+RARITY: Mapping[str, float] = _rarity()
 PARTS = frozenset(map(label, _set("en.parts")))
 PHRASES = _openings(
     [

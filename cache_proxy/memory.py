@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
-from embeddings import EncoderError, Index, Recall, Worker, unpack
+from embeddings import EncoderError, Index, Lens, Recall, Worker, unpack
 
 from .codec import Head
 from .errors import MemoryUnavailable
@@ -46,13 +46,21 @@ class Memory:
     `worker` None means an exact tier only.
     """
 
-    def __init__(self, *, store: Store, worker: Worker | None, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        worker: Worker | None,
+        deadline_seconds: float,
+        lens: Lens | None = None,
+    ) -> None:
         self.store = store
         self.warm = worker is None
         self.indexed = 0
         self.unstored = 0  # answers that the store did not take
         self._worker = worker
         self._deadline = deadline_seconds
+        self._lens = lens
         self._pending: dict[bytes, set[asyncio.Task[None]]] = {}
         self._working: set[asyncio.Task[None]] = set()
 
@@ -103,23 +111,26 @@ class Memory:
             return Recollection(embedding=embedding, encode_ms=encode_ms)
         try:
             async with asyncio.timeout_at(deadline):
-                candidates = await self._confirmed(found.neighbours, partition)
+                candidates = await self._confirmed(found, partition)
         except TimeoutError:
             return Recollection(embedding=embedding, trouble="late", encode_ms=encode_ms)
         except MemoryUnavailable as exc:
             return Recollection(embedding=embedding, trouble=exc.part, encode_ms=encode_ms)
         return Recollection(candidates, embedding, "", encode_ms)
 
-    async def _confirmed(
-        self, neighbours: Sequence[tuple[bytes, float]], partition: bytes
-    ) -> tuple[Candidate, ...]:
-        stored = await self.store.fetch([key for key, _ in neighbours])
+    async def _confirmed(self, recalled: Recall, partition: bytes) -> tuple[Candidate, ...]:
+        stored = await self.store.fetch([key for key, _ in recalled.neighbours])
+        vectors = [found[1] if found else b"" for found in stored]
+        learned = self._lens.similarities(recalled.vector, vectors) if self._lens else ()
         candidates = []
-        for (key, similarity), found in zip(neighbours, stored, strict=True):
+        for at, ((key, similarity), found) in enumerate(
+            zip(recalled.neighbours, stored, strict=True)
+        ):
             if found is None or found[0].partition != partition:
                 self._drop(key)
-            else:
-                candidates.append(Candidate(found[0], similarity, self.store.floor(key)))
+                continue
+            seen = learned[at] if learned else None
+            candidates.append(Candidate(found[0], similarity, self.store.floor(key), seen))
         return tuple(candidates)
 
     def remember(self, entry: Entry, embedding: asyncio.Future[Recall] | None, ttl: int) -> None:

@@ -99,6 +99,7 @@ class Policy:
     max_temperature: float = 1.0
     neighbours: int = 8
     guards_off: frozenset[str] = frozenset()
+    agreement: bool = True  # close neighbours with other answers stand in the way of a hit
     bypass_time_bound: bool = True
     semantic_with_tools: bool = False
     store_tool_calls: bool = False
@@ -178,6 +179,7 @@ class Candidate:
     entry: Entry
     similarity: float  # cosine, -1 to 1
     floor: float = -2.0  # up to here its answer was shown to be wrong; below any cosine, if never
+    learned: float | None = None  # the cosine as the encoder's lens sees it; None without one
 
 
 @dataclass(frozen=True, slots=True)

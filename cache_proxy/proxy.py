@@ -141,7 +141,9 @@ class Proxy:
         )
         if found.trouble:
             return Miss(found.trouble), found
-        return decisions.choose(text, found.candidates, call.asked, self.policy(), now), found
+        read = PROTOCOLS[call.request.operation].text_of
+        verdict = decisions.choose(text, found.candidates, call.asked, self.policy(), now, read)
+        return verdict, found
 
     def _outcome(
         self, call: Call, verdict: Hit | Miss, found: Recollection, started: float

@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     """How many near prompts are judged; more finds hits behind vetoed ones and costs reads."""
     guards_off: Names = ()
     """Guards to switch off, by name."""
+    agreement: bool = True
+    """Close neighbours that hold another answer stand in the way of a hit; off serves the best."""
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of semantic hits that are asked upstream as well and compared; 0 switches it off."""
     wrong_budget: Annotated[float, Field(gt=0, lt=1)] = 0.01

@@ -29,6 +29,7 @@ from . import canonical, certify, decisions, guards
 from .certify import Certificate, Count, NotCertifiable, Pair
 from .errors import ConfigError
 from .model import Directives, Policy, Prompt, Request
+from .score import adjusted
 from .settings import Settings
 from .wiring import open_encoder, policy
 
@@ -176,10 +177,13 @@ def _pair(line: bytes, number: int) -> Pair:
 # --- the way serving scores ---------------------------------------------------------------------
 
 
-def score(a: str, b: str, cosine: float, chosen: Policy) -> float | Unserved:
+def score(
+    a: str, b: str, cosine: float, chosen: Policy, learned: float | None = None
+) -> float | Unserved:
     """What serving would hold against the threshold for two texts that may meet by meaning."""
-    objection = guards.veto(guards.facts(a), guards.facts(b), chosen.guards_off)
-    return cosine if objection is None else Unserved(objection)
+    asked, stored = guards.facts(a), guards.facts(b)
+    objection = guards.veto(asked, stored, chosen.guards_off)
+    return adjusted(cosine, learned, asked, stored) if objection is None else Unserved(objection)
 
 
 def judge(pairs: Collection[Pair], encoder: Encoder, chosen: Policy) -> Judged:
@@ -196,7 +200,8 @@ def judge(pairs: Collection[Pair], encoder: Encoder, chosen: Policy) -> Judged:
         one, other = vectors[pair.a], vectors[pair.b]
         if not one or not other:
             return Unserved("window")
-        return score(pair.a, pair.b, float(unpack(one) @ unpack(other)), chosen)
+        learned = encoder.lens.similarities(one, [other])[0] if encoder.lens else None
+        return score(pair.a, pair.b, float(unpack(one) @ unpack(other)), chosen, learned)
 
     return {pair: judged(pair) for pair in pairs}
 

@@ -132,6 +132,7 @@ def policy(settings: Settings, encoder: Encoder | None) -> Policy:
         max_temperature=settings.max_temperature,
         neighbours=settings.neighbours,
         guards_off=frozenset(settings.guards_off),
+        agreement=settings.agreement,
         bypass_time_bound=settings.time_bound == "bypass",
         semantic_with_tools=settings.semantic_with_tools,
         store_tool_calls=settings.store_tool_calls,
@@ -155,7 +156,12 @@ async def sidecar(
     upstream = Upstream(
         max_connections=settings.max_connections, connect_seconds=settings.connect_seconds
     )
-    memory = Memory(store=store, worker=worker, deadline_seconds=settings.cache_ms / 1_000)
+    memory = Memory(
+        store=store,
+        worker=worker,
+        deadline_seconds=settings.cache_ms / 1_000,
+        lens=encoder.lens if encoder else None,
+    )
     secret = store_secret(settings)
     now = asyncio.get_running_loop().time
     record = _logged(ledger.record) if settings.log_level == "debug" else ledger.record

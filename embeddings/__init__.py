@@ -9,6 +9,7 @@ from __future__ import annotations
 from embeddings.batching import Recall, Worker, WorkerBusy
 from embeddings.encoder import Encoder, load, self_test
 from embeddings.index import Index
+from embeddings.lens import Lens
 from embeddings.models import EncoderError
 from embeddings.vectors import Encoded, pack, unpack
 
@@ -17,6 +18,7 @@ __all__ = [
     "Encoder",
     "EncoderError",
     "Index",
+    "Lens",
     "Recall",
     "Worker",
     "WorkerBusy",

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from embeddings.lens import Lens
 from embeddings.models import EncoderError, Found, find, read
 from embeddings.onnx import open_onnx
 from embeddings.vectors import Encoded, checked
@@ -46,6 +47,10 @@ class Encoder(Protocol):
     @property
     def threshold(self) -> float | None:
         """The calibrated cosine; None: not calibrated, not to serve yet."""
+
+    @property
+    def lens(self) -> Lens | None:
+        """A second look at its vectors; None where none was trained for it."""
 
     @property
     def note(self) -> str:

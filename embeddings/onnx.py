@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.lens import Lens, open_lens
 from embeddings.models import EncoderError, ModelSpec, fingerprint
 from embeddings.vectors import Encoded, Floats, checked
 
@@ -30,7 +31,13 @@ class OnnxEncoder:
     """Texts to unit vectors. The parts come ready-made: see `open_onnx`."""
 
     def __init__(
-        self, *, spec: ModelSpec, session: Any, tokenizer: Any, unknown: int | None
+        self,
+        *,
+        spec: ModelSpec,
+        session: Any,
+        tokenizer: Any,
+        unknown: int | None,
+        lens: Lens | None = None,
     ) -> None:
         self.name = spec.name
         self.fingerprint = fingerprint(spec)
@@ -38,6 +45,7 @@ class OnnxEncoder:
         self.window = spec.window
         self.languages = spec.languages
         self.threshold = spec.threshold
+        self.lens = lens
         self.note = ""
         self._prefix = spec.prefix
         self._pad = spec.pad_id
@@ -135,7 +143,11 @@ def open_onnx(spec: ModelSpec) -> OnnxEncoder:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # "[SEP]" typed by a user is text, not structure
     return OnnxEncoder(
-        spec=spec, session=session, tokenizer=tokenizer, unknown=_unknown_id(tokenizer)
+        spec=spec,
+        session=session,
+        tokenizer=tokenizer,
+        unknown=_unknown_id(tokenizer),
+        lens=open_lens(spec.folder, spec.dimension),
     )
 
 

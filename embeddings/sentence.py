@@ -31,6 +31,7 @@ class SentenceEncoder:
         self.dimension = int(model.encode(["x"], show_progress_bar=False).shape[1])
         self.languages: frozenset[str] | None = None
         self.threshold: float | None = None
+        self.lens = None
         self._model = model
         self._prefix = (
             str(model.prompts[model.default_prompt_name]) if model.default_prompt_name else ""

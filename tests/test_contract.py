@@ -365,7 +365,7 @@ async def test_a_veto_names_its_guard(world: World) -> None:
     other = await world.ask("How do I turn off dark mode?")
     assert (other.kind, other.reason) == ("MISS", "guard")
     assert other.headers["x-cache-veto"]
-    assert float(other.headers["x-cache-similarity"]) >= 0.92
+    assert float(other.headers["x-cache-similarity"]) >= 0.85
 
 
 async def test_who_shares_a_call_is_told_so(make_world: WorldMaker) -> None:
