@@ -7,8 +7,8 @@ Every verdict comes from `decisions.choose` with the shipped model, lens, guards
 store in memory. Pairs: one text is stored, the other asked. Streams: prompts come one after the
 other, what misses is stored under its right answer. Only rows that `benchmarks/train_score.py` did
 not see are measured, our own held-out pairs among them; `own pairs, tuning` stands beside them to
-show how much tuning flatters. Public sets that are not there are left out. Intervals are exact (Clopper-Pearson),
-95 %. About two minutes with --cache, where the vectors are kept.
+show how much tuning flatters. Public sets that are not there are left out. Intervals are exact
+(Clopper-Pearson), 95 %. About two minutes with --cache, where the vectors are kept.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def _row(policy: str, name: str, pairs: Sequence[Pair], served: Sequence[bool]) 
 # ---- streams
 
 
-def streams(data: Path, seeds: Sequence[int], given: Path | None) -> Iterator[tuple[str, list[hit_rate.Line]]]:
+def streams(
+    data: Path, seeds: Sequence[int], given: Path | None
+) -> Iterator[tuple[str, list[hit_rate.Line]]]:
     """Prompts with the answer that is right for each."""
     bank = train_score.banking(data)[: train_score.VALIDATION_STREAM]
     for seed in seeds if bank else ():
@@ -218,7 +220,9 @@ def streams(data: Path, seeds: Sequence[int], given: Path | None) -> Iterator[tu
         random.Random(seed).shuffle(lines)
         yield f"banking77, first {len(lines):,}, order {seed}", lines
     # Its intents took no part in training but as strangers to each other.
-    other = [hit_rate.Line(*row) for row in train_score.clinc(data)[: train_score.VALIDATION_STREAM]]
+    other = [
+        hit_rate.Line(*row) for row in train_score.clinc(data)[: train_score.VALIDATION_STREAM]
+    ]
     if other:
         yield f"clinc150, {len(other):,}", other
     yield "support", hit_rate.read_stream(hit_rate.OWN_STREAM)

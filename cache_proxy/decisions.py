@@ -92,10 +92,12 @@ def fits(entry: Entry, asked: Directives, now: int) -> bool:
 # Below the threshold by more than this no score lifts a cosine over it.
 _REACH = 0.25
 # Neighbours as close to the best as this must not tell another story.
-_WINDOW = 0.06
+_WINDOW = 0.08
 # These say that other words stand in one place, not that the question is another one: what they
 # object to is not served, but its answer still counts for or against the others'.
 _SUSPICIONS = frozenset({"substitution", "narrowing", "order", "question"})
+# Two neighbours that independently hold one answer make up for this much.
+_SUPPORT = 0.04
 
 
 def choose(
@@ -136,12 +138,17 @@ def choose(
             fit.append((scored, candidate))
         elif max(scored, candidate.similarity) >= threshold:
             vetoes.append(objection)  # near enough for one of the two, so worth telling
-    best, chosen = max(fit, key=lambda pair: pair[0], default=(-1.0, candidates[0]))
-    if best >= threshold:
-        rivals = (other.entry for scored, other in telling if scored > best - _WINDOW)
-        if policy.agreement and not _agree(chosen.entry, rivals, text_of):
+    if fit:
+        best, chosen = max(fit, key=lambda pair: pair[0])
+        rivals = [other.entry for scored, other in telling if scored > best - _WINDOW]
+        agreed = not policy.agreement or _agree(chosen.entry, rivals, text_of)
+        supported = policy.agreement and agreed and len(rivals) > 1 and asked.threshold is None
+        if supported and best < threshold <= best + _SUPPORT:
+            best = threshold
+        if best >= threshold and agreed:
+            return Hit(chosen.entry, "semantic", best, tuple(vetoes))
+        if best >= threshold:
             return Miss("disagreement", best, tuple(vetoes))
-        return Hit(chosen.entry, "semantic", best, tuple(vetoes))
     if vetoes:
         return Miss("guard", nearest, tuple(vetoes))
     return Miss("below_threshold" if nearest < threshold else "max_age", nearest)

@@ -28,6 +28,9 @@ _FORMS = frozenset(
     ["ion", "ation", "ment", "al", "iv", "ous", "ity", "ic", "ical", "nes", "ant", "ent", "th", "s"]
 )
 _PREFIXES = ("un", "in", "im", "il", "ir", "dis", "non", "mis", "de", "anti")
+# With as many telling words changed on either side the whole is told anew.
+_TOLD_ANEW = 2
+_TURNING = frozenset(map(lexicon.label, lexicon.NEGATORS))
 _MONEY = frozenset("$€£₫₹")
 _DIRECTIONS = lexicon.DIRECTIONS | {""}
 # "in life", "on average", "at once": hung on, and nothing narrowed.
@@ -45,7 +48,9 @@ def language(a: Facts, b: Facts) -> bool:
 def numbers(a: Facts, b: Facts) -> bool:
     """ "order 48213" / "order 48231"; "500mg" / "500ml"; "in miles" / "in metres"."""
     if a.numbers != b.numbers and not _same_money(a, b):
-        return True
+        # "I sent it 5 days ago and nobody has it" / "Nobody has received what I sent": where
+        # more than that differs and one names no number, no number decides.
+        return bool(a.numbers and b.numbers) or _reworded(a, b) < _TOLD_ANEW
     return bool(a.units - b.units and b.units - a.units)
 
 
@@ -56,16 +61,22 @@ def problem(a: Facts, b: Facts) -> bool:
 
 def negation(a: Facts, b: Facts) -> bool:
     """ "Cancel my plan" / "Don't cancel my plan"."""
-    return (a.negations - b.negations) % 2 == 1
+    if (a.negations - b.negations) % 2 == 0:
+        return False
+    # "I don't know my PIN" / "I forgot my PIN": with other words on both sides a "not" more or
+    # less turns nothing round.
+    return _reworded(a, b) == 0
 
 
 def antonyms(a: Facts, b: Facts) -> bool:
     """ "turn on dark mode" / "turn off dark mode"; "bật" / "tắt"."""
-    return _flipped(a, b) or _flipped(b, a)
+    return _reworded(a, b) <= _TOLD_ANEW and (_flipped(a, b) or _flipped(b, a))
 
 
 def opposites(a: Facts, b: Facts) -> bool:
     """ "Is it safe?" / "Is it unsafe?": an opposite made by a prefix or by "-less"."""
+    if _reworded(a, b) > _TOLD_ANEW:
+        return False
     left, right = a.stems - b.stems, b.stems - a.stems
     return _negates(left, right) or _negates(right, left)
 
@@ -86,7 +97,7 @@ def modality(a: Facts, b: Facts) -> bool:
 def quantity(a: Facts, b: Facts) -> bool:
     """ "Do all vitamins ...?" / "Do any vitamins ...?"; "delete it" / "delete only it"."""
     if ("only" in a.quantity) != ("only" in b.quantity):
-        return True
+        return _reworded(a, b) == 0
     return bool(a.quantity and b.quantity) and a.quantity.isdisjoint(b.quantity)
 
 
@@ -193,6 +204,13 @@ def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str 
         if name not in off and guard(query, stored):
             return name
     return None
+
+
+def _reworded(a: Facts, b: Facts) -> int:
+    """How many telling words each has that the other lacks, whichever has fewer."""
+    left, right = frozenset(a.content), frozenset(b.content)
+    turning = _TURNING
+    return min(len(left - right - turning), len(right - left - turning))
 
 
 def _same_money(a: Facts, b: Facts) -> bool:

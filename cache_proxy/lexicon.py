@@ -176,9 +176,7 @@ def _antonyms() -> dict[str, frozenset[str]]:
 
 def _rarity() -> dict[str, float]:
     return {
-        word: float(value)
-        for value, *words in map(_words, _lines("en.rarity"))
-        for word in words
+        word: float(value) for value, *words in map(_words, _lines("en.rarity")) for word in words
     }
 
 

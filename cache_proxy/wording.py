@@ -169,11 +169,19 @@ def time_bound(text: str) -> bool:
 
 
 def _says_now(words: Sequence[str]) -> bool:
-    # "Now explain X" opens a turn and "now that" gives a reason; neither asks about the moment.
+    # "Now explain X" opens a turn, "now that" gives a reason and "and now it is gone" tells what
+    # happened; none asks about the moment.
     return any(
-        word == "now" and at > 0 and (*words[at + 1 : at + 2], "")[0] not in ("that", "on", "then")
+        word == "now"
+        and at > 0
+        and words[at - 1] not in _TELLING_ON
+        and (*words[at + 1 : at + 2], "")[0] not in _AFTER_NOW
         for at, word in enumerate(words)
     )
+
+
+_TELLING_ON = frozenset(["and", "but", "so"])
+_AFTER_NOW = frozenset(["that", "on", "then", "i", "it", "my", "we", "they"])
 
 
 def _says_current(words: Sequence[str]) -> bool:

@@ -261,7 +261,7 @@ def test_a_hit_is_never_below_either_threshold(
     """Whatever the neighbours are."""
     verdict = judged(
         *map(near, similarities),
-        policy=replace(POLICY, threshold=threshold),
+        policy=replace(POLICY, threshold=threshold, agreement=False),
         asked=Directives(threshold=asked),
     )
     least = max(threshold, asked or 0.0)
@@ -349,3 +349,41 @@ def test_no_two_faults_make_a_good_answer(faults: set[str], status: int) -> None
     changes = {name: value for fault in faults for name, value in FAULTS[fault].items()}
     policy = replace(POLICY, max_answer_bytes=50)
     assert keep(replace(GOOD, **changes), status, 1, policy) is not None
+
+
+QUESTION = "How do I reset my password?"
+SAME = ("How can I reset my password?", "How do I reset the password?")
+
+
+def holding(number: int, similarity: float, text: str, body: bytes, **changes: Any) -> Candidate:
+    """A neighbour with a text and an answer of its own."""
+    stored = replace(ENTRY, text=text, digest=number.to_bytes(20, "big"), body=body)
+    return Candidate(stored, similarity, **changes)
+
+
+def test_neighbours_that_hold_different_answers_are_a_miss() -> None:
+    """Two that are equally near and tell different stories: nobody knows which is right."""
+    pair = (holding(1, 0.96, SAME[0], b"one"), holding(2, 0.95, SAME[1], b"two"))
+    verdict = choose(QUESTION, pair, ASKED, POLICY, NOW)
+    assert isinstance(verdict, Miss)
+    assert verdict.reason == "disagreement"
+    assert isinstance(choose(QUESTION, pair, ASKED, replace(POLICY, agreement=False), NOW), Hit)
+
+
+def test_two_that_agree_make_up_for_a_little_but_never_for_what_the_caller_asked() -> None:
+    """Support lifts a score over the proxy's threshold, not over the request's own."""
+    pair = (holding(1, 0.90, SAME[0], b"one"), holding(2, 0.90, SAME[1], b"one"))
+    assert isinstance(choose(QUESTION, pair, ASKED, POLICY, NOW), Hit)
+    assert isinstance(choose(QUESTION, pair[:1], ASKED, POLICY, NOW), Miss)
+    assert isinstance(choose(QUESTION, pair, Directives(threshold=0.92), POLICY, NOW), Miss)
+
+
+def test_an_answer_shown_to_be_wrong_is_not_brought_back_by_its_neighbours() -> None:
+    """The floor of an entry holds however many agree with it."""
+    pair = (
+        holding(1, 0.95, SAME[0], b"one", floor=0.97),
+        holding(2, 0.95, SAME[1], b"one", floor=0.97),
+    )
+    verdict = choose(QUESTION, pair, ASKED, POLICY, NOW)
+    assert isinstance(verdict, Miss)
+    assert verdict.vetoes == ("floor", "floor")
