@@ -37,6 +37,7 @@ from cache_proxy import decisions, wording
 from cache_proxy.certify import interval
 from cache_proxy.guards import GUARDS
 from cache_proxy.model import Candidate, Directives, Entry, Hit, Miss, Policy
+from embeddings.lens import Lens, open_lens
 from embeddings.vectors import Floats
 
 THRESHOLDS = (0.80, 0.84, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98)
@@ -99,18 +100,20 @@ class Bench:
 
     def __init__(self, texts: train_score.Texts) -> None:
         self._texts = texts
-        lens = np.load(train_score.LENS).astype(np.float32)
-        self._lens = lens
-        self._seen: Floats = np.zeros((0, lens.shape[1]), dtype=np.float32)
+        lens = open_lens(train_score.LENS.parent, texts.encoder.dimension)
+        if lens is None:
+            raise FileNotFoundError(train_score.LENS)
+        self.lens = lens
+        self._views = lens.views(texts.vectors)
 
     def know(self, texts: Iterable[str]) -> None:
         self._texts.add(texts)
-        self._seen = train_score.seen(self._texts.vectors, self._lens)
+        self._views = self.lens.views(self._texts.vectors)
 
     def rows(self, texts: Sequence[str]) -> tuple[Floats, Floats, Sequence[bool]]:
         """Vectors, what the lens makes of them, and whether the whole text fitted."""
         at = self._texts.rows(texts)
-        return self._texts.vectors[at], self._seen[at], self._texts.fits[at].tolist()
+        return self._texts.vectors[at], self._views[at], self._texts.fits[at].tolist()
 
 
 def verdict(
@@ -174,7 +177,7 @@ def measure_pairs(
     left, left_seen, left_fits = bench.rows([pair.a for pair in pairs])
     right, right_seen, right_fits = bench.rows([pair.b for pair in pairs])
     cosines = (left * right).sum(axis=1).tolist()
-    learned = (left_seen * right_seen).sum(axis=1).tolist()
+    learned = bench.lens.compare(left_seen, right_seen).tolist()
     for policy, rules in policies.items():
         scores = [
             _least_threshold(rules, pair, cosine, seen) if fits and fitted else -1.0
@@ -250,7 +253,8 @@ def replay(
             continue
         said: Hit | Miss = Miss("anaphoric")
         if fits[at] and not (rules.languages and wording.anaphoric(line.text)):
-            candidates = _nearest(lines, vectors, seen, stored, at, learned=rules.learned)
+            lens = bench.lens if rules.learned else None
+            candidates = _nearest(lines, vectors, seen, stored, at, lens)
             said = verdict(rules, line.text, candidates, threshold)
         if isinstance(said, Hit):
             found.semantic += 1
@@ -270,20 +274,21 @@ def _nearest(
     seen: Floats,
     stored: Sequence[int],
     at: int,
-    *,
-    learned: bool,
+    lens: Lens | None,
 ) -> list[Candidate]:
     if not stored:
         return []
     cosines = vectors[stored] @ vectors[at]
     best = np.argsort(-cosines, kind="stable")[: Policy().neighbours]
+    rows = [stored[near] for near in best.tolist()]
+    learned = lens.compare(seen[[at]], seen[rows]).tolist() if lens else [None] * len(rows)
     return [
         Candidate(
-            entry(lines[stored[near]].text, lines[stored[near]].answer_id),
+            entry(lines[row].text, lines[row].answer_id),
             min(1.0, float(cosines[near])),
-            learned=min(1.0, float(seen[stored[near]] @ seen[at])) if learned else None,
+            learned=similar,
         )
-        for near in best.tolist()
+        for near, row, similar in zip(best.tolist(), rows, learned, strict=True)
     ]
 
 
