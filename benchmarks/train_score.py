@@ -42,8 +42,8 @@ Floats = NDArray[np.float32]
 
 SEED = 77
 DIMENSIONS = 128
-# Pairs of all sets, and without those that are about one trade; the offset was chosen on the tuning
-# pairs as the one that serves most of both.
+# Pairs of all sets, and without those that are about one trade; epochs and
+# offset were chosen by the validation sets of benchmarks/accuracy.py (some twenty tries).
 EPOCHS = {"all": 4, "general": 3}
 OFFSETS = (0.02, 0.0)
 _TRADES = frozenset({"banking77, after the stream", "clinc150, unlike only"})
@@ -52,7 +52,7 @@ _POOL = 2_500  # prompts among which each prompt's neighbours are looked for
 _NEIGHBOURS = 8
 _FLOOR = 0.5  # cosine; what lies further off is never a candidate
 _FEWEST = 4  # texts a word must stand in to have a rarity of its own
-_BUDGET = 0.024  # of unlike tuning pairs that may be served at the calibrated threshold
+_BUDGET = 0.023  # of unlike tuning pairs that may be served at the calibrated threshold
 _THRESHOLD = 0.92
 
 ROOT = Path(__file__).resolve().parent.parent

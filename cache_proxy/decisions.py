@@ -92,7 +92,7 @@ def fits(entry: Entry, asked: Directives, now: int) -> bool:
 # Below the threshold by more than this no score lifts a cosine over it.
 _REACH = 0.25
 # Neighbours as close to the best as this must not tell another story.
-_WINDOW = 0.08
+_WINDOW = 0.09
 # These say that other words stand in one place, not that the question is another one: what they
 # object to is not served, but its answer still counts for or against the others'.
 _SUSPICIONS = frozenset({"substitution", "narrowing", "order", "question"})

@@ -43,6 +43,8 @@ class Facts:
     modality: frozenset[str]  # of a yes-or-no question: leave, duty, advice, future
     quantity: frozenset[str]
     tense: frozenset[str]
+    suffers: bool  # "me" is whom something is done to, and not only who wants to be told
+    subject: bool  # "who defeated ..." and not "who did ... defeat"
 
 
 _INDENTED = re.compile(r"\n([ \t]+\S.*)")
@@ -73,7 +75,11 @@ _JOINERS = frozenset(["and", "or", "vs", "versus", "và", "hay", "hoặc"])
 _BE = (("is",), ("are",), ("was",), ("were",))
 _NO_TERM = (("the",), ("my",), ("your",), ("our",), ("their",), ("this",), ("that",))
 _HELPERS = (("you",), ("u",), ("someone",), ("somebody",), ("anyone",), ("anybody",))
+_ME = frozenset(["me", "us"])
+_WHO = (("who",), ("whom",))
+_DO = (("did",), ("does",), ("do",))
 _DUTIES = frozenset([("have", "to"), ("has", "to"), ("need", "to"), ("needs", "to")])
+_WHICH = frozenset(["what", "which", "when", "where", "who"])
 _LONGEST_TERM = 2
 _LONGEST_MODALITY = 6
 # A clause hung on with one of these reaches over its own verb: "when it is bought used".
@@ -122,6 +128,10 @@ def facts(text: str) -> Facts:
         modality=_modality(told),
         quantity=_labels(told, lexicon.QUANTITY, lexicon.QUANTITY_PHRASES),
         tense=_labels(told, lexicon.TENSE, lexicon.TENSE_PHRASES),
+        suffers=any(
+            word in _ME and before not in lexicon.BEFORE_ME for before, word in pairwise(told)
+        ),
+        subject=told[:1] in _WHO and told[1:2] not in _DO,
     )
 
 
@@ -159,16 +169,20 @@ def _modality(words: Sequence[str]) -> frozenset[str]:
     opening = words[start : start + _LONGEST_MODALITY]
     if not opening or opening[1:2] in _HELPERS:
         return frozenset()
-    if opening[0] in lexicon.MODALITY:
+    if opening[0] in lexicon.MODALITY and opening[2:4] not in _DUTIES:
         return frozenset([lexicon.MODALITY[opening[0]]])
     found = next(wording.phrases(opening, lexicon.MODALITY_PHRASES), None)
     # Vietnamese asks behind the subject: "Tôi có bắt buộc nghỉ không?".
     if found is not None and (found[0] == 0 or found[1].startswith("có ")):
         return frozenset([lexicon.MODALITY[found[1]]])
+    # "What must I bring?" is not "What can I bring?"; "how can I", "what should I" ask for advice.
+    if opening[0] in _WHICH:
+        told = {lexicon.MODALITY[word] for word in opening[1:3] if word in lexicon.MODALITY}
+        return frozenset(told & {"must", "may"})
     # "Do all the tenants have to sign?"
-    if opening[0] in ("do", "does", "did"):
-        told = any(pair in _DUTIES for pair in pairwise(words))
-        return frozenset(["must"]) if told else frozenset()
+    if opening[0] in ("do", "does", "did", *lexicon.MODALITY):
+        duty = any(pair in _DUTIES for pair in pairwise(words))
+        return frozenset(["must"]) if duty else frozenset()
     return frozenset()
 
 

@@ -30,7 +30,13 @@ _FORMS = frozenset(
 _PREFIXES = ("un", "in", "im", "il", "ir", "dis", "non", "mis", "de", "anti")
 # With as many telling words changed on either side the whole is told anew.
 _TOLD_ANEW = 2
-_TURNING = frozenset(map(lexicon.label, lexicon.NEGATORS))
+_LOOSE_QUANTITIES = frozenset(["all", "some", "one"])
+# What turns or measures a question is compared by guards of its own.
+_TURNING = frozenset(
+    lexicon.label(word)
+    for phrase in (*lexicon.NEGATORS, *lexicon.QUANTITY)
+    for word in (phrase, *phrase.split())
+)
 _MONEY = frozenset("$€£₫₹")
 _DIRECTIONS = lexicon.DIRECTIONS | {""}
 # "in life", "on average", "at once": hung on, and nothing narrowed.
@@ -96,8 +102,11 @@ def modality(a: Facts, b: Facts) -> bool:
 
 def quantity(a: Facts, b: Facts) -> bool:
     """ "Do all vitamins ...?" / "Do any vitamins ...?"; "delete it" / "delete only it"."""
-    if ("only" in a.quantity) != ("only" in b.quantity):
-        return _reworded(a, b) == 0
+    if a.quantity == b.quantity or not _same_words(a, b):
+        return False
+    # "What are some ..." and "what are all ..." often only ask for a list; the others count always.
+    if (a.quantity ^ b.quantity) - _LOOSE_QUANTITIES:
+        return True
     return bool(a.quantity and b.quantity) and a.quantity.isdisjoint(b.quantity)
 
 
@@ -142,6 +151,16 @@ def direction(a: Facts, b: Facts) -> bool:
     )
 
 
+def role(a: Facts, b: Facts) -> bool:
+    """ "Who defeated France?" / "Who did France defeat?"; "can they sue me" / "can I sue them"."""
+    if not _same_words(a, b):
+        return False
+    # "How do I know he likes me?" and "How do you know he likes you?" are one question.
+    if a.suffers != b.suffers:
+        return "you" not in (b if a.suffers else a).words
+    return a.subject != b.subject and a.content != b.content
+
+
 def order(a: Facts, b: Facts) -> bool:
     """ "the dog bites the man" / "the man bites the dog": two words have changed places."""
     # The frame must be the same, or "work stress" and "stress at work" would count as well.
@@ -154,7 +173,8 @@ def order(a: Facts, b: Facts) -> bool:
     # Neighbours change places in any rewording: "my card is lost", "I lost my card"; not where
     # the asker changes sides: "he owes me money", "I owe him money".
     if moved[1][0] - moved[0][0] < 2 and ("me" in a.words) == ("me" in b.words):
-        return False
+        # "the mother of the king", "the king of the mother": what hangs on what has changed.
+        return a.roles[moved[0][0]] != a.roles[moved[1][0]]
     pair = (min(moved[0][1:]), max(moved[0][1:]))
     return pair not in a.coordinated and pair not in b.coordinated
 
@@ -190,6 +210,7 @@ GUARDS: Mapping[str, Guard] = {
     "code": code,
     "form": form,
     "direction": direction,
+    "role": role,
     "order": order,
     "substitution": substitution,
     "narrowing": narrowing,
@@ -209,8 +230,12 @@ def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str 
 def _reworded(a: Facts, b: Facts) -> int:
     """How many telling words each has that the other lacks, whichever has fewer."""
     left, right = frozenset(a.content), frozenset(b.content)
-    turning = _TURNING
-    return min(len(left - right - turning), len(right - left - turning))
+    return min(len(left - right - _TURNING), len(right - left - _TURNING))
+
+
+def _same_words(a: Facts, b: Facts) -> bool:
+    """Whether both tell the same, but for what turns or measures it."""
+    return not (frozenset(a.content) ^ frozenset(b.content)) - _TURNING
 
 
 def _same_money(a: Facts, b: Facts) -> bool:

@@ -14,6 +14,7 @@ from importlib.resources import files
 __all__ = [
     "ANTONYMS",
     "BARE_VIETNAMESE",
+    "BEFORE_ME",
     "BEFORE_VERB",
     "CLAUSE",
     "CONTRACTIONS",
@@ -216,6 +217,7 @@ UNTOLD = STOP | PLAIN
 MARKERS = _set("en.markers", "vi.markers")
 BEFORE_VERB = _set("en.before_verb")
 VERBS = _set("en.verbs")
+BEFORE_ME = _set("en.objects")
 CLAUSE = _set("en.clause")
 DIRECTIONS = _set("en.directions", "vi.directions")
 POINTERS = _set("en.pointers", "vi.pointers")

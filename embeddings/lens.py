@@ -37,7 +37,8 @@ class Lens:
 
     def views(self, vectors: Floats) -> Floats:
         """Unit vectors of every projection: row, projection, dimension."""
-        seen = (vectors @ self._matrix).reshape(len(vectors), len(self._offsets), -1)
+        shape = len(vectors), len(self._offsets), self._matrix.shape[1] // len(self._offsets)
+        seen = (vectors @ self._matrix).reshape(shape)
         lengths = np.linalg.norm(seen, axis=2, keepdims=True)
         scaled: Floats = seen / np.maximum(lengths, 1e-9)
         return scaled
