@@ -27,7 +27,9 @@ class Facts:
     words: frozenset[str]  # every word as written, lower case, phrases joined
     stems: frozenset[str]  # the same words as stems, phrases also in parts
     content: tuple[str, ...]  # stems that carry the question, in order, numbers taken out
+    telling: frozenset[str]  # those of them that neither turn nor measure it
     roles: tuple[str, ...]  # the preposition each content word hangs on, "" for none
+    hangs: tuple[int, ...]  # and which one of them in the text
     coordinated: frozenset[tuple[str, str]]  # neighbours joined by "and", "or", "vs"
     numbers: tuple[tuple[str, str], ...]  # value and unit, sorted
     units: frozenset[str]  # units named without a number
@@ -40,11 +42,15 @@ class Facts:
     fences: tuple[str, ...]  # fenced blocks and indented lines, exact
     form: frozenset[str]
     question: frozenset[str]
+    opens: str  # the first word where that is "why", or "is", "does": to be answered with "yes"
     modality: frozenset[str]  # of a yes-or-no question: leave, duty, advice, future
     quantity: frozenset[str]
     tense: frozenset[str]
     suffers: bool  # "me" is whom something is done to, and not only who wants to be told
-    subject: bool  # "who defeated ..." and not "who did ... defeat"
+    owners: frozenset[tuple[str, str]]  # "the bank's fee": bank, fee
+    asks: str  # whether "who" or "which" is the "doer" or the one it is done to, the "other"
+    counted: tuple[tuple[str, str], ...]  # each number as it comes and the word it stands before
+    moment: str  # "past", "present", "perfect", "future": what the question's verb says
 
 
 _INDENTED = re.compile(r"\n([ \t]+\S.*)")
@@ -64,8 +70,22 @@ _CODE = re.compile(
 # Cheap looks first: most prompts are prose.
 _MAYBE_IDENTIFIER = re.compile(r"[_(]|\w\.\w|[a-z][A-Z]")
 _MAYBE_CODE = re.compile(r"[=<>^|×÷√\\$&*+%]|(?<!\w)-|/[/\s]")
-# Function words in lower case, names in capitals.
-_TELLING_CASE = re.compile(r"\bUS\b|(?<=[a-z,] )Go(?=[\s?.,]|$)")
+# Function words in lower case, names in capitals: "Go", "May", "vitamin A".
+_TELLING_CASE = re.compile(
+    r"\bUS\b|(?<=[a-z,] )Go(?=[\s?.,]|$)|(?<=\d )BC\b"
+    r"|(?<=[a-z,\d] )May\b|(?<=\bin )may\b|\bMay(?= \d)"
+    r"|(?<=[a-z] )A(?=[?.,;:]|$| [a-z])"
+)
+_MAYBE_TELLING = ("US", "Go", "BC", "ay", " A")
+_IN_CAPITALS = {
+    "US": "U.S",
+    "Go": "golang",
+    "BC": "bce",
+    "May": "maymonth",
+    "may": "maymonth",
+    "A": "lettera",
+}
+_OWNER = re.compile(r"(\w+)'s (\w+)")
 _SENTENCE = re.compile(r"(?:^|[.?!:;]\s+|\n\s*)[^\w\n]*(?=\w)")
 _NOT_A_NAME = frozenset(["e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.s.a", "etc", "ph.d"])
 _NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
@@ -76,15 +96,43 @@ _BE = (("is",), ("are",), ("was",), ("were",))
 _NO_TERM = (("the",), ("my",), ("your",), ("our",), ("their",), ("this",), ("that",))
 _HELPERS = (("you",), ("u",), ("someone",), ("somebody",), ("anyone",), ("anybody",))
 _ME = frozenset(["me", "us"])
-_WHO = (("who",), ("whom",))
-_DO = (("did",), ("does",), ("do",))
+_DO = frozenset(["did", "does", "do"])
+_WERE = frozenset(["is", "are", "was", "were", "been", "be", "being", "got"])
+_MOMENTS: Mapping[str, str] = {
+    "is": "present", "are": "present", "am": "present", "do": "present", "does": "present",
+    "was": "past", "were": "past", "did": "past", "had": "past",
+    "has": "perfect", "have": "perfect", "will": "future",
+}  # fmt: skip
+# The words among which the verb of a question stands: "at what age does".
+_OPENING = 4
 _DUTIES = frozenset([("have", "to"), ("has", "to"), ("need", "to"), ("needs", "to")])
 _WHICH = frozenset(["what", "which", "when", "where", "who"])
+_WHICH_ONE = (("who",), ("whom",), ("which",), ("what",))
+_BY_WHOM = frozenset([("by", "whom"), ("by", "who"), ("by", "which"), ("by", "what")])
+_HALVES = ("am", "pm")
+_ACTS = frozenset(["help", "teach", "ask", "need", "want", "give", "show", "tell", "know"])
+_NOON = 12
+_BEFORE_A_KIND = frozenset([
+    "the", "this", "that", "which", "each", "every", "any", "no", "another", "as", "than", "or",
+    "can", "could", "should", "would", "will", "must", "do", "does", "did", "if", "when", "how",
+    "what", "may", "might", "has", "is", "was", "where", "why",
+])  # fmt: skip
+_HOW_LONG = frozenset(
+    ("many", unit) for unit in ["seconds", "minutes", "hours", "days", "weeks", "months", "years"]
+)
 _LONGEST_TERM = 2
 _LONGEST_MODALITY = 6
+_KEEP = frozenset(["keep", "keeps", "kept", "keeping"])
+_LONGEST_KEEP = 7
 # A clause hung on with one of these reaches over its own verb: "when it is bought used".
 _SUBORDINATE = frozenset(["when", "if", "while", "unless", "until", "because", "after", "before"])
 _NO_CONTENT = lexicon.UNTOLD | lexicon.MARKERS | _JOINERS
+# What turns or measures a question is compared by guards of its own.
+_TURNING = frozenset(
+    lexicon.label(word)
+    for phrase in (*lexicon.NEGATORS, *lexicon.QUANTITY)
+    for word in (phrase, *phrase.split())
+)
 _QUESTION_PARTICLES = frozenset(["không", "chưa"])
 _TAG_SUBJECTS = frozenset(["i", "you", "he", "she", "it", "we", "they"])
 
@@ -99,20 +147,24 @@ def facts(text: str) -> Facts:
         fences += tuple(_INDENTED.findall(prose.strip()))
     folded = wording.fold(clean)
     shouted = prose.isupper()
-    told = wording.tokens(prose if shouted else _TELLING_CASE.sub(_told_apart, prose))
+    telling = not shouted and any(sign in prose for sign in _MAYBE_TELLING)
+    told = wording.tokens(_TELLING_CASE.sub(_told_apart, prose) if telling else prose)
     joined = wording.join(told)
+    words = frozenset(joined)
     language = wording.language_of(clean, told)
-    numbers, rest = _numbers(joined, vietnamese=language == "vi")
-    content, roles, coordinated = _structure(rest)
+    numbers, rest, counted = _numbers(joined, vietnamese=language == "vi")
+    content, roles, hangs, coordinated = _structure(rest)
     names, acronyms = _capitals(prose)
     known = {lexicon.NAMES[word] for word in rest if _is_known(word)}
     return Facts(
         text=folded.strip(" .?!,;:\"'"),
         language=language,
-        words=frozenset(joined),
-        stems=frozenset(lexicon.label(word) for word in (*joined, *told)) | known,
+        words=words,
+        stems=frozenset(map(lexicon.label, words.union(told))) | known,
         content=content,
+        telling=frozenset(content) - _TURNING,
         roles=roles,
+        hangs=hangs,
         coordinated=coordinated,
         numbers=tuple(sorted(numbers)),
         units=frozenset(_strict_units(rest)),
@@ -125,18 +177,21 @@ def facts(text: str) -> Facts:
         fences=fences,
         form=_labels(told, lexicon.FORM, lexicon.FORM_PHRASES),
         question=_question(told, content),
+        opens=told[0] if told and (told[0] in _MOMENTS or told[0] == "why") else "",
         modality=_modality(told),
-        quantity=_labels(told, lexicon.QUANTITY, lexicon.QUANTITY_PHRASES),
+        quantity=_quantity(told),
         tense=_labels(told, lexicon.TENSE, lexicon.TENSE_PHRASES),
-        suffers=any(
-            word in _ME and before not in lexicon.BEFORE_ME for before, word in pairwise(told)
-        ),
-        subject=told[:1] in _WHO and told[1:2] not in _DO,
+        suffers=not words.isdisjoint(_ME)
+        and any(word in _ME and before not in lexicon.BEFORE_ME for before, word in pairwise(told)),
+        owners=_owners(folded) if "'s " in folded else frozenset(),
+        asks=_asks(told),
+        counted=counted,
+        moment=_moment(told),
     )
 
 
 def _told_apart(found: re.Match[str]) -> str:
-    return "U.S" if found.group() == "US" else "golang"
+    return _IN_CAPITALS[found.group()]
 
 
 def _is_known(word: str) -> bool:
@@ -150,8 +205,20 @@ def _labels(
     return frozenset(single | {table[found] for _, found in wording.phrases(words, openings)})
 
 
+def _quantity(words: Sequence[str]) -> frozenset[str]:
+    labels = _labels(words, lexicon.QUANTITY, lexicon.QUANTITY_PHRASES)
+    if "one" in words and any(
+        word == "one" and before not in _BEFORE_A_KIND and after not in _NO_CONTENT
+        for before, word, after in zip(("", *words), words, words[1:], strict=False)
+    ):
+        return labels | {"one"}
+    return labels
+
+
 def _question(words: Sequence[str], content: Sequence[str]) -> frozenset[str]:
     labels = _labels(words, lexicon.QUESTION, lexicon.QUESTION_PHRASES)
+    if "many" in labels and any(pair in _HOW_LONG for pair in pairwise(words)):
+        return frozenset(["long"])
     # "What is a closure?" wants a definition; "What is the price?" wants anything.
     if not labels and len(content) <= _LONGEST_TERM and _defines(words):
         return frozenset(["definition"])
@@ -186,6 +253,37 @@ def _modality(words: Sequence[str]) -> frozenset[str]:
     return frozenset()
 
 
+def _owners(folded: str) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (lexicon.label(owner), lexicon.label(owned))
+        for owner, owned in _OWNER.findall(folded)
+        if owner not in lexicon.STOP and owned not in lexicon.STOP
+    )
+
+
+def _asks(words: Sequence[str]) -> str:
+    """ "Who shot Burr?", "By whom was Burr shot?": the doer; "Who did Burr shoot?": the other."""
+    passive = not _WERE.isdisjoint(words) and "by" in words
+    if passive and (words[-1] == "by" or any(pair in _BY_WHOM for pair in pairwise(words))):
+        return "doer, by"
+    if words[:1] not in _WHICH_ONE:
+        return ""
+    opening = words[1:_OPENING]
+    if not _DO.isdisjoint(opening) or passive:
+        return "other"
+    return "doer" if _WERE.isdisjoint(opening) else ""
+
+
+def _moment(words: Sequence[str]) -> str:
+    """Of the first word that tells: "Who was", "Who used to", "Who owned", "Who owns"."""
+    told = next((_MOMENTS[word] for word in words[:_OPENING] if word in _MOMENTS), "")
+    if told or words[:1] not in _WHICH_ONE or len(words) < 2:
+        return told
+    if words[1:3] == ("used", "to") or words[1].endswith("ed"):
+        return "past"
+    return "present" if words[1].endswith("s") else ""
+
+
 def _negations(words: Sequence[str]) -> int:
     """How many words turn the sense round; what only closes a question is none of them."""
     end = len(words)
@@ -201,8 +299,14 @@ def _negations(words: Sequence[str]) -> int:
     return sum(
         1
         for at, word in enumerate(words[:end])
-        if word in lexicon.NEGATORS and not _courtesy(words, at)
+        if (word in lexicon.NEGATORS and not _courtesy(words, at))
+        or (word in _KEEP and _keeps_from(words[at + 1 : at + _LONGEST_KEEP]))
     )
+
+
+def _keeps_from(words: Sequence[str]) -> bool:
+    """ "keep the dog from barking": not to let it."""
+    return any(before == "from" and after.endswith("ing") for before, after in pairwise(words))
 
 
 def _courtesy(words: Sequence[str], at: int) -> bool:
@@ -213,9 +317,12 @@ def _courtesy(words: Sequence[str], at: int) -> bool:
     return words[at] == "not" and at > 1 and not following and words[at - 1] in ("why", "if")
 
 
-def _numbers(words: Sequence[str], *, vietnamese: bool) -> tuple[list[tuple[str, str]], list[str]]:
-    """The numbers with their units, and the words that are no part of one."""
+def _numbers(
+    words: Sequence[str], *, vietnamese: bool
+) -> tuple[list[tuple[str, str]], list[str], tuple[tuple[str, str], ...]]:
+    """The numbers with their units, the words that are no part of one, and what each counts."""
     found: list[tuple[str, str]] = []
+    counted: list[tuple[str, str]] = []
     rest: list[str] = []
     at = 0
     while at < len(words):
@@ -228,12 +335,17 @@ def _numbers(words: Sequence[str], *, vietnamese: bool) -> tuple[list[tuple[str,
             at += 1
             continue
         value, unit, used = _number(words, at, vietnamese=vietnamese)
+        at += used or 1
         if used:
             found.append((value, unit))
+            counted.append((value, _thing(words[at]) if at < len(words) else ""))
         else:
-            rest.append(words[at])
-        at += used or 1
-    return found, rest
+            rest.append(words[at - 1])
+    return found, rest, tuple(counted)
+
+
+def _thing(word: str) -> str:
+    return "" if word in _NO_CONTENT or word in lexicon.NAMES else lexicon.label(word)
 
 
 def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str, int]:
@@ -254,6 +366,10 @@ def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, st
         if unit == "degree" and at + used < len(words) and _unit_word(words[at + used]):
             unit = _unit_word(words[at + used])
             used += 1
+    if unit == "%" and words[at + used : at + used + 1] == ["off"]:
+        return value, "% off", used + 1
+    if unit in _HALVES and _clock(value, unit):
+        return _clock(value, unit), "", used
     return value, unit, used
 
 
@@ -282,6 +398,14 @@ def _digits(word: str, *, vietnamese: bool) -> tuple[str, str]:
     if suffix == "k":
         return _times(value, "1000"), mark
     return value, lexicon.UNITS.get(suffix, suffix) or lexicon.UNITS.get(mark, mark)
+
+
+def _clock(value: str, half: str) -> str:
+    """ "8" and "pm" is 20:00; "" when that is no hour."""
+    hour, _, minute = value.partition(":")
+    if not hour.isdigit() or not 0 < int(hour) <= _NOON:
+        return ""
+    return f"{int(hour) % _NOON + (_NOON if half == 'pm' else 0)}:{minute or '00'}"
 
 
 def _ungrouped(digits: str, *, vietnamese: bool) -> str:
@@ -331,8 +455,10 @@ def _strict_units(words: Sequence[str]) -> Iterator[str]:
 
 def _structure(
     words: Sequence[str],
-) -> tuple[tuple[str, ...], tuple[str, ...], frozenset[tuple[str, str]]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], frozenset[tuple[str, str]]]:
     content: list[str] = []
+    hangs: list[int] = []
+    since = 0
     roles: list[str] = []
     coordinated: set[tuple[str, str]] = set()
     role = last = before = ""
@@ -340,19 +466,23 @@ def _structure(
     for at, word in enumerate(words):
         following = words[at + 1] if at + 1 < len(words) else ""
         if word in lexicon.MARKERS and not (word == "to" and _opens_verb(before, following)):
-            role = word
+            role, since = word, at
         elif word in lexicon.CLAUSE and not (role in _SUBORDINATE and content):
-            role = ""
+            role, since = "", at
         joined = joined or word in _JOINERS
-        if word not in _NO_CONTENT:
+        if word not in _NO_CONTENT or (
+            # "parents help teachers", "dogs need vitamins"
+            word in _ACTS and before not in _NO_CONTENT and before and following not in _NO_CONTENT
+        ):
             label = lexicon.label(word)
             if joined:
                 coordinated.add((min(last, label), max(last, label)))
             content.append(label)
             roles.append(role)
+            hangs.append(since)
             last, joined = label, False
         before = word
-    return tuple(content), tuple(roles), frozenset(coordinated)
+    return tuple(content), tuple(roles), tuple(hangs), frozenset(coordinated)
 
 
 def _opens_verb(before: str, following: str) -> bool:

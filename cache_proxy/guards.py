@@ -23,26 +23,55 @@ Guard = Callable[[Facts, Facts], bool]
 _LONGEST_SUBSTITUTION = 12
 # A replaced span says something only when this much stands around it.
 _LEAST_SHARED = 3
-# Endings that leave the meaning; "-er", "-ee" and "-less" do not.
-_FORMS = frozenset(
-    ["ion", "ation", "ment", "al", "iv", "ous", "ity", "ic", "ical", "nes", "ant", "ent", "th", "s"]
-)
 _PREFIXES = ("un", "in", "im", "il", "ir", "dis", "non", "mis", "de", "anti")
+_OPPOSED_PREFIXES = (
+    ("hyper", "hypo"), ("pre", "post"), ("over", "under"), ("up", "down"), ("in", "out"),
+    ("in", "ex"), ("in", "de"), ("im", "ex"), ("en", "de"), ("micro", "macro"), ("mono", "poly"),
+    ("intra", "inter"), ("endo", "exo"), ("pro", "anti"), ("homo", "hetero"),
+)  # fmt: skip
+_OPPOSED_STARTS = tuple(prefix for prefix, _ in _OPPOSED_PREFIXES)
+_SHORTEST_NEGATED = 4
+_STARTS = (*_PREFIXES, *_OPPOSED_STARTS)
+# "into" has no "outto".
+_SHORTEST_TURNED = 5
+# Endings that leave the meaning; "-er", "-ee" and "-less" do not.
+_FORMS = frozenset([
+    "ion", "ation", "ition", "ment", "al", "iv", "ous", "ity", "ic", "ical", "nes", "ant", "ent",
+    "th", "s",
+])  # fmt: skip
 # With as many telling words changed on either side the whole is told anew.
 _TOLD_ANEW = 2
 _LOOSE_QUANTITIES = frozenset(["all", "some", "one"])
-# What turns or measures a question is compared by guards of its own.
-_TURNING = frozenset(
-    lexicon.label(word)
-    for phrase in (*lexicon.NEGATORS, *lexicon.QUANTITY)
-    for word in (phrase, *phrase.split())
-)
 _MONEY = frozenset("$€£₫₹")
 _DIRECTIONS = lexicon.DIRECTIONS | {""}
 # "in life", "on average", "at once": hung on, and nothing narrowed.
 _NEUTRAL = frozenset(
     ["lif", "world", "tim", "averag", "once", "onc", "year", "day", "person", "stat", "buy", "read"]
 )
+_OPPOSED = frozenset(map(frozenset, [("from", "to"), ("from", "into"), ("before", "after")]))
+# What may differ where only the time of the verb does.
+_TENSED = frozenset(map(lexicon.label, [
+    "is", "are", "was", "were", "do", "does", "did", "has", "have", "had", "will", "used", "to",
+    "be", "been",
+]))  # fmt: skip
+_LIKE_ADVERBS = ("ly", "line", "seas", "stairs")
+_WHICH_AND_HOW_MANY = ({frozenset(["which"]), frozenset(["many"])},)
+_MEASURED = frozenset(
+    ["many", "much", "long", "old", "far", "often", "tall", "big", "fast", "soon"]
+)
+_PRAISE = frozenset([
+    "quickly", "rapidly", "easily", "properly", "effectively", "efficiently", "really",
+    "actually", "fully", "completely", "totally", "exactly", "usually", "normally", "naturally",
+    "finally", "successfully", "perfectly", "currently", "immediately", "personally", "regularly",
+    "clearly", "family",
+])  # fmt: skip
+_SECOND_QUESTION = frozenset(["why", "how", "what", "when", "where", "is", "are", "fast", "more"])
+_EXAMPLE = frozenset(["example", "examples"])
+_SOMEONE = frozenset(["someone", "somebody", "others", "anyone", "them", "him", "her"])
+_RELATIVE = frozenset(["that", "who", "whose"])
+_ASKERS = frozenset(["i", "you", "we", "one", "to", "u"])
+_OWN_PLACE = frozenset(["", "if", "when", "while", "because", "unless", "until", "after", "before"])
+_MOMENTS_APART = ({"past", "present"}, {"past", "future"}, {"perfect", "future"})
 _NOT_NARROWING = frozenset(["", "of", "về", "của", "about"])
 
 
@@ -57,7 +86,7 @@ def numbers(a: Facts, b: Facts) -> bool:
         # "I sent it 5 days ago and nobody has it" / "Nobody has received what I sent": where
         # more than that differs and one names no number, no number decides.
         return bool(a.numbers and b.numbers) or _reworded(a, b) < _TOLD_ANEW
-    return bool(a.units - b.units and b.units - a.units)
+    return bool(a.units - b.units and b.units - a.units) or _miscounted(a, b)
 
 
 def problem(a: Facts, b: Facts) -> bool:
@@ -81,18 +110,43 @@ def antonyms(a: Facts, b: Facts) -> bool:
 
 def opposites(a: Facts, b: Facts) -> bool:
     """ "Is it safe?" / "Is it unsafe?": an opposite made by a prefix or by "-less"."""
-    if _reworded(a, b) > _TOLD_ANEW:
+    if (a.negations - b.negations) % 2 or _reworded(a, b) > _TOLD_ANEW:
+        return False  # "not happy" and "unhappy" are one
+    if not any(map(_may_negate, a.words ^ b.words)):
         return False
-    left, right = a.stems - b.stems, b.stems - a.stems
+    # Stems and not labels: "unhappy" has lost its "happy" where that counts as "glad".
+    left = frozenset(map(lexicon.stem, a.words - b.words))
+    right = frozenset(map(lexicon.stem, b.words - a.words))
     return _negates(left, right) or _negates(right, left)
 
 
 def question(a: Facts, b: Facts) -> bool:
     """ "When was X built?" / "Where was X built?"."""
+    if a.opens != b.opens and "why" in (a.opens, b.opens) and a.opens and b.opens:
+        return _same_words(a, b)
+    if _defines(a, b) or _defines(b, a):
+        return True
     if not a.question or not b.question or not a.question.isdisjoint(b.question):
         return False
+    if "which" in a.question | b.question:
+        return {a.question, b.question} in _WHICH_AND_HOW_MANY
+    # "How often" and "how" of the same thing are two questions.
+    measured = (a.question | b.question) - {"manner"}
+    if measured <= _MEASURED:
+        apart = frozenset(a.content) ^ frozenset(b.content)
+        if apart <= frozenset(map(lexicon.label, measured)):
+            return True
     # "How can I buy it?" and "Where can I buy it?" want the same; "how" and "why" do not.
-    return "manner" not in a.question | b.question or "why" in a.question | b.question
+    if "manner" not in a.question | b.question or "why" in a.question | b.question:
+        return True
+    return "where" in a.question | b.question and (
+        _ASKERS.isdisjoint(a.words) or _ASKERS.isdisjoint(b.words)
+    )
+
+
+def _defines(a: Facts, b: Facts) -> bool:
+    """ "What is a monad?" / "Give me an example of a monad"."""
+    return "definition" in a.question and not (b.words - a.words).isdisjoint(_EXAMPLE)
 
 
 def modality(a: Facts, b: Facts) -> bool:
@@ -107,12 +161,27 @@ def quantity(a: Facts, b: Facts) -> bool:
     # "What are some ..." and "what are all ..." often only ask for a list; the others count always.
     if (a.quantity ^ b.quantity) - _LOOSE_QUANTITIES:
         return True
-    return bool(a.quantity and b.quantity) and a.quantity.isdisjoint(b.quantity)
+    if _each_and_a(a, b) or _each_and_a(b, a):
+        return True
+    return (
+        "all" in a.quantity | b.quantity
+        and bool(a.quantity and b.quantity)
+        and a.quantity.isdisjoint(b.quantity)
+    )
+
+
+def _each_and_a(a: Facts, b: Facts) -> bool:
+    """ "every country" / "a country"."""
+    return not a.words.isdisjoint(("each", "every")) and not (b.words - a.words).isdisjoint(
+        ("a", "an")
+    )
 
 
 def tense(a: Facts, b: Facts) -> bool:
     """ "When will it be delivered?" / "When was it delivered?"."""
-    return bool(a.tense and b.tense) and a.tense.isdisjoint(b.tense)
+    if a.tense and b.tense and a.tense.isdisjoint(b.tense):
+        return True
+    return {a.moment, b.moment} in _MOMENTS_APART and a.stems ^ b.stems <= _TENSED
 
 
 def entities(a: Facts, b: Facts) -> bool:
@@ -134,7 +203,8 @@ def code(a: Facts, b: Facts) -> bool:
 
 def form(a: Facts, b: Facts) -> bool:
     """ "Explain X" / "Explain X in one sentence": another shape, length or reader."""
-    return a.form != b.form
+    # "a language for beginners", "which language should a beginner learn"
+    return not (a.form ^ b.form) <= a.stems & b.stems
 
 
 def direction(a: Facts, b: Facts) -> bool:
@@ -142,7 +212,15 @@ def direction(a: Facts, b: Facts) -> bool:
     if a.roles == b.roles and a.content == b.content:
         return False
     left, right = _roles(a), _roles(b)
-    moved = [word for word in left.keys() & right.keys() if left[word] != right[word]]
+    moved = [word for word, role in left.items() if right.get(word, role) != role]
+    if not moved:
+        return False
+    if _reworded(a, b) < _TOLD_ANEW and any(
+        frozenset((left[word], right[word])) in _OPPOSED
+        for word in moved
+        if a.content.count(word) == 1 == b.content.count(word)
+    ):
+        return True
     return any(
         left[one] == right[other] and left[other] == right[one]
         for one in moved
@@ -155,14 +233,29 @@ def role(a: Facts, b: Facts) -> bool:
     """ "Who defeated France?" / "Who did France defeat?"; "can they sue me" / "can I sue them"."""
     if not _same_words(a, b):
         return False
+    if _themselves(a, b) or _themselves(b, a):
+        return True
     # "How do I know he likes me?" and "How do you know he likes you?" are one question.
     if a.suffers != b.suffers:
         return "you" not in (b if a.suffers else a).words
-    return a.subject != b.subject and a.content != b.content
+    return (
+        "other" in (a.asks, b.asks)
+        and ("doer" in a.asks) != ("doer" in b.asks)
+        and a.content != b.content
+    )
+
+
+def _themselves(a: Facts, b: Facts) -> bool:
+    """ "remove myself from it" / "remove someone from it"."""
+    return "myself" in a.words and not (b.words - a.words).isdisjoint(_SOMEONE)
 
 
 def order(a: Facts, b: Facts) -> bool:
     """ "the dog bites the man" / "the man bites the dog": two words have changed places."""
+    if a.owners != b.owners and _same_words(a, b) and (_dispossessed(a, b) or _dispossessed(b, a)):
+        return True
+    if "doer, by" in (a.asks, b.asks) and a.asks != b.asks:
+        return False  # the passive turns everything round
     # The frame must be the same, or "work stress" and "stress at work" would count as well.
     if a.roles != b.roles or len(a.content) > _LONGEST_SUBSTITUTION:
         return False
@@ -172,6 +265,8 @@ def order(a: Facts, b: Facts) -> bool:
         return False
     # Neighbours change places in any rewording: "my card is lost", "I lost my card"; not where
     # the asker changes sides: "he owes me money", "I owe him money".
+    if "all" in a.quantity and a.words == b.words:
+        return True  # "Are all squares rectangles?" / "Are all rectangles squares?"
     if moved[1][0] - moved[0][0] < 2 and ("me" in a.words) == ("me" in b.words):
         # "the mother of the king", "the king of the mother": what hangs on what has changed.
         return a.roles[moved[0][0]] != a.roles[moved[1][0]]
@@ -186,6 +281,10 @@ def substitution(a: Facts, b: Facts) -> bool:
     left, right, shared = _apart(a.content, b.content)
     if len(left) == 1 == len(right):
         return shared > 0 and not _kin(left[0], right[0])
+    if sorted(left) == sorted(right) and sorted(a.roles) != sorted(b.roles):
+        return False  # "a Python function", "a function in Python"
+    if _short_for(a, left, right) or _short_for(b, right, left):
+        return False
     return 0 < len(left) <= 2 and 0 < len(right) <= 2 and shared >= _LEAST_SHARED
 
 
@@ -229,13 +328,31 @@ def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str 
 
 def _reworded(a: Facts, b: Facts) -> int:
     """How many telling words each has that the other lacks, whichever has fewer."""
-    left, right = frozenset(a.content), frozenset(b.content)
-    return min(len(left - right - _TURNING), len(right - left - _TURNING))
+    return min(len(a.telling - b.telling), len(b.telling - a.telling))
 
 
 def _same_words(a: Facts, b: Facts) -> bool:
     """Whether both tell the same, but for what turns or measures it."""
-    return not (frozenset(a.content) ^ frozenset(b.content)) - _TURNING
+    return a.telling == b.telling
+
+
+def _dispossessed(a: Facts, b: Facts) -> bool:
+    """ "my wife's allowance if I die" / "my allowance if my wife dies"."""
+    return any(
+        word == owner and role in _OWN_PLACE and following != owned
+        for owner, owned in a.owners - b.owners
+        for word, role, following in zip(b.content, b.roles, (*b.content[1:], owned), strict=True)
+    )
+
+
+def _miscounted(a: Facts, b: Facts) -> bool:
+    """ "2 rooms for 3 people" / "3 rooms for 2 people"; "5 from 9" / "9 from 5"."""
+    if a.counted == b.counted or len(a.counted) < 2:
+        return False
+    if a.content == b.content:
+        return [value for value, _ in a.counted] != [value for value, _ in b.counted]
+    left, right = ({thing: value for value, thing in read.counted} for read in (a, b))
+    return left.keys() == right.keys() and "" not in left and left != right
 
 
 def _same_money(a: Facts, b: Facts) -> bool:
@@ -258,12 +375,24 @@ def _flipped(a: Facts, b: Facts) -> bool:
     return False
 
 
+def _may_negate(word: str) -> bool:
+    return (len(word) > _SHORTEST_NEGATED and word.startswith(_STARTS)) or word.endswith("less")
+
+
 def _negates(some: frozenset[str], others: frozenset[str]) -> bool:
     for word in some:
         if word.startswith(_PREFIXES):
             # "into" is no opposite of "to".
             rests = (word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix))
             if any(len(rest) > 2 and rest in others for rest in rests):
+                return True
+        if word.startswith(_OPPOSED_STARTS):
+            turned = (
+                other + word[len(some) :]
+                for some, other in _OPPOSED_PREFIXES
+                if word.startswith(some)
+            )
+            if len(word) > _SHORTEST_TURNED and any(again in others for again in turned):
                 return True
         bare = word.removesuffix("les")  # what the stem of "-less" ends in
         if bare != word and (bare in others or bare + "ful" in others):
@@ -281,20 +410,25 @@ def _lacking(a: Facts, b: Facts) -> frozenset[str]:
 
 def _spelt_out(name: str, a: Facts, b: Facts) -> bool:
     initials = "".join(word[0] for word in b.content)
-    if name in a.acronyms and len(name) > 2 and name in initials:
+    if name in a.acronyms and name in initials:
         return True
     own = "".join(word[0] for word in a.content)
-    return any(
-        len(short) > 2 and short in own and name[0] in short
-        for short in b.acronyms
-        if short not in a.words
+    return any(short in own and name[0] in short for short in b.acronyms if short not in a.words)
+
+
+def _short_for(read: Facts, short: tuple[str, ...], long: tuple[str, ...]) -> bool:
+    """ "AI" / "artificial intelligence"."""
+    return (
+        len(short) == 1
+        and short[0] in read.acronyms
+        and short[0] == "".join(word[0] for word in long)
     )
 
 
 def _kin(one: str, other: str) -> bool:
     """Whether the two are forms of one word: improv and improvement, addict and addictiv."""
     short, long = sorted((one, other), key=len)
-    if lexicon.misspelt(one, other):
+    if (one, other) in lexicon.KIN or lexicon.misspelt(one, other):
         return True
     return len(short) > 4 and long.startswith(short) and long[len(short) :] in _FORMS
 
@@ -315,22 +449,77 @@ def _narrows(a: Facts, b: Facts) -> bool:
     """Whether `b` says all that `a` says, and hangs something more on it."""
     if len(b.content) <= len(a.content) or not b.stems.issuperset(a.content):
         return False
-    extra = Counter(b.content) - Counter(a.content)
-    if Counter(a.content) - Counter(b.content):
+    extra = Counter(b.content)
+    extra.subtract(a.content)
+    if min(extra.values()) < 0:
         return False
+    extra = +extra
     hanging = [
         (at, word)
-        for at, (word, role) in enumerate(zip(b.content, b.roles, strict=True))
-        if word in extra and role not in _NOT_NARROWING and not _kept(role, b, extra)
+        for at, (word, role, hang) in enumerate(zip(b.content, b.roles, b.hangs, strict=True))
+        if word in extra and role not in _NOT_NARROWING and not _kept(hang, b, extra)
     ]
-    if any(word in b.known for _, word in hanging) or not extra.keys().isdisjoint(lexicon.PARTS):
+    if any(word in b.known for _, word in hanging) or _singles_out(a, b, extra):
         return True
     first = len(b.content) - extra.total()
     told = bool(a.content) and b.content[:first] == a.content
+    if told and any(
+        _ends_on(b.text.rpartition(f" {word} ")[2], extra)
+        for word in (b.words - a.words) & _RELATIVE
+    ):
+        return True
+    if told and extra.total() == 1 and (_and_more(a, b, first) or _manner(a, b, extra)):
+        return True
     return told and any(at == first for at, _ in hanging) and not extra.keys() <= _NEUTRAL
 
 
-def _kept(role: str, read: Facts, extra: Counter[str]) -> bool:
+def _ends_on(clause: str, extra: Counter[str]) -> bool:
+    """ "an order" / "an order that has shipped"."""
+    return extra.total() == sum(word not in lexicon.UNTOLD for word in clause.split())
+
+
+def _and_more(a: Facts, b: Facts, at: int) -> bool:
+    """ "delete a user" / "delete a user and their files"."""
+    last, added = b.content[at - 1], b.content[at]
+    said = b.words - a.words
+    return (
+        "and" in said
+        and said.isdisjoint(_SECOND_QUESTION)
+        and (min(last, added), max(last, added)) in b.coordinated
+    )
+
+
+def _manner(a: Facts, b: Facts, extra: Counter[str]) -> bool:
+    """ "import a module" / "import a module dynamically"."""
+    return any(
+        word.endswith("ly") and lexicon.label(word) in extra and word not in _PRAISE
+        for word in b.words - a.words
+    )
+
+
+def _singles_out(a: Facts, b: Facts, extra: Counter[str]) -> bool:
+    """ "raw mushrooms", "an annual plan": what is added stands beside a word that both say."""
+    added = {word for word in b.words - a.words if word in lexicon.PARTS}
+    told = {lexicon.label(word) for word in added}
+    # What ends a sentence is no adjective: "How do I reset it remotely?".
+    last = len(b.content) - 1 if any(word.endswith(_LIKE_ADVERBS) for word in added) else -1
+    if told.isdisjoint(extra):
+        return False
+    beside = (*b.content[1:], b.content[-1])
+    hangs = (*b.roles[1:], b.roles[-1])
+    return any(
+        word in told
+        and word in extra
+        and (following not in extra or at == last)
+        and role == hang
+        and (word, following) not in b.coordinated
+        for at, (word, following, role, hang) in enumerate(
+            zip(b.content, beside, b.roles, hangs, strict=True)
+        )
+    )
+
+
+def _kept(hang: int, read: Facts, extra: Counter[str]) -> bool:
     """Whether something outside `extra` hangs on the same preposition."""
-    told = zip(read.content, read.roles, strict=True)
-    return any(role == other and word not in extra for word, other in told)
+    told = zip(read.content, read.hangs, strict=True)
+    return any(hang == other and word not in extra for word, other in told)

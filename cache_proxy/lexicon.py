@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.resources import files
+from itertools import permutations
 
 __all__ = [
     "ANTONYMS",
@@ -22,6 +23,8 @@ __all__ = [
     "ENGLISH_STOP",
     "FORM",
     "FORM_PHRASES",
+    "KIN",
+    "LOOKALIKES",
     "LOOSE_UNITS",
     "MARKERS",
     "MODALITY",
@@ -65,10 +68,13 @@ __all__ = [
 _KEPT_WORDS = 16_384
 # Shorter words are one slip away from too many others.
 _SHORTEST_SLIP = 4
+# Letters that make another word at the end of one: sugar, sugary.
+_ENDINGS = frozenset("ydrsnt")
 _VOWELS = frozenset("aeiouy")
 _BARE = str.maketrans({"đ": "d", "Đ": "D"})
 
 
+@lru_cache(_KEPT_WORDS)
 def stem(word: str) -> str:
     """The word without its common English endings; a label for comparing, not a word.
 
@@ -77,6 +83,8 @@ def stem(word: str) -> str:
     """
     if len(word) < 4 or not word.isascii() or not word.isalpha():
         return word
+    if len(word) == 4 and word[1:] in ("ies", "ied"):
+        word = word[:-1]  # dies, tied
     for ending, put in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
         if word.endswith(ending):
             word = word[: -len(ending)] + put
@@ -98,8 +106,10 @@ def stem(word: str) -> str:
         word = word[:-1]
     if len(word) > 5 and word.endswith("is"):
         word = word[:-2] + "iz"
-    if len(word) > 4 and word.endswith("our"):
-        word = word[:-3] + "or"
+    if len(word) > 4 and "our" in word[2:]:
+        word = word[:2] + word[2:].replace("our", "or")
+    if len(word) > 4 and word.endswith(("tr", "br")):
+        word = word[:-1] + "er"
     return word
 
 
@@ -114,15 +124,23 @@ def label(word: str) -> str:
 
 def misspelt(one: str, other: str) -> bool:
     """Whether one is a word and the other the same with one slip: delivery, delivry."""
-    if min(len(one), len(other)) < _SHORTEST_SLIP or not (one.isalpha() and other.isalpha()):
+    if _known(one) == _known(other) or one in LOOKALIKES or other in LOOKALIKES:
         return False
-    return (one in RARITY) != (other in RARITY) and one[0] == other[0] and _one_slip(one, other)
+    return any(_one_slip(one, word) for word in MEMBERS.get(other, (other,))) or any(
+        _one_slip(word, other) for word in MEMBERS.get(one, (one,))
+    )
+
+
+def _known(word: str) -> bool:
+    return word in RARITY or word in SYNONYMS or word in MEMBERS
 
 
 def _one_slip(one: str, other: str) -> bool:
     """One letter left out, put in, changed, or two neighbours that changed places."""
     short, long = sorted((one, other), key=len)
-    if len(long) - len(short) > 1:
+    if len(short) < _SHORTEST_SLIP or len(long) - len(short) > 1 or one[0] != other[0]:
+        return False
+    if not (one.isalpha() and other.isalpha()) or (long[:-1] == short and long[-1] in _ENDINGS):
         return False
     at = next((i for i, letter in enumerate(short) if letter != long[i]), len(short))
     if len(short) < len(long):
@@ -173,6 +191,30 @@ def _antonyms() -> dict[str, frozenset[str]]:
         table.setdefault(left, set()).add(right)
         table.setdefault(right, set()).add(left)
     return {word: frozenset(words - {word}) for word, words in table.items()}
+
+
+def _synonyms() -> dict[str, str]:
+    table = {stem(word): stem(told) for word, told in _groups("en.synonyms", "vi.synonyms").items()}
+    return {word: _last(told, table) for word, told in table.items()}
+
+
+def _last(told: str, table: Mapping[str, str]) -> str:
+    """ "talk speak", "speak spoken": spoken is talk."""
+    while table.get(told, told) != told:
+        told = table[told]
+    return told
+
+
+def _members() -> dict[str, tuple[str, ...]]:
+    table: dict[str, set[str]] = {}
+    for word, told in SYNONYMS.items():
+        table.setdefault(told, {told}).add(word)
+    return {told: tuple(sorted(words)) for told, words in table.items()}
+
+
+def _kin() -> frozenset[tuple[str, str]]:
+    lines = ([label(word) for word in _words(line)] for line in _lines("en.kin"))
+    return frozenset(pair for line in lines for pair in permutations(line, 2))
 
 
 def _rarity() -> dict[str, float]:
@@ -228,11 +270,13 @@ NAMES: Mapping[str, str] = _groups("en.names", "vi.names")
 UNITS, LOOSE_UNITS = _units()
 NUMBERS: Mapping[str, str] = dict(line.split() for line in _lines("en.numbers"))
 VIETNAMESE_NUMBERS: Mapping[str, str] = dict(line.split() for line in _lines("vi.numbers"))
-SYNONYMS: Mapping[str, str] = {
-    stem(word): stem(label) for word, label in _groups("en.synonyms", "vi.synonyms").items()
-}
+SYNONYMS: Mapping[str, str] = _synonyms()
+# A label and all that count as it.
+MEMBERS: Mapping[str, tuple[str, ...]] = _members()
 # Keyed by label, so that "decreased" meets "increasing".
 ANTONYMS: Mapping[str, frozenset[str]] = _antonyms()
+KIN = _kin()
+LOOKALIKES = _set("en.lookalikes")
 FORM: Mapping[str, str] = _groups("en.form", "vi.form", label_is_member=False)
 TIMELY = _set("en.timely", "vi.timely") | {bare(phrase) for phrase in _set("vi.timely")}
 _TURNS = _lines("en.anaphora", "vi.anaphora")
@@ -250,7 +294,7 @@ QUANTITY_PHRASES = _openings([QUANTITY])
 TENSE: Mapping[str, str] = _groups("en.tense", "vi.tense", label_is_member=False)
 TENSE_PHRASES = _openings([TENSE])
 RARITY: Mapping[str, float] = _rarity()
-PARTS = frozenset(map(label, _set("en.parts")))
+PARTS = _set("en.parts")
 PHRASES = _openings(
     [
         _set("en.antonyms", "vi.antonyms"),

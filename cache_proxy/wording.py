@@ -84,6 +84,8 @@ def _unfasten(word: str) -> tuple[str, ...]:
 
 def _unhyphen(word: str) -> tuple[str, ...]:
     first, dash, rest = word.partition("-")
+    if rest == "free":
+        return ("no", first)
     if dash and first in _GLUED:
         return (first + rest.replace("-", ""),)
     return tuple(part for part in word.split("-") if part)

@@ -43,7 +43,7 @@ TRAP_CONVERSATION_KINDS = TRAP_KINDS | {"assistant", "system"}
 GENUINE_CONVERSATION_KINDS = {"chatter", "identical-history", "reworded-history", "self-contained"}
 DOMAINS = {
     "banking", "cooking", "geography", "health", "history", "home", "hr", "law", "programming",
-    "science", "shopping", "support", "travel",
+    "science", "shopping", "support", "travel", "leisure", "education",
 }  # fmt: skip
 
 TUNING = [pair for name in TUNING_FILES for pair in load(name)]
@@ -53,7 +53,8 @@ CHATS = load_conversations() + load_held_out_conversations()
 
 
 def written_in(code: str) -> list[Pair]:
-    return [pair for pair in ALL if f".{code}." in pair.source]
+    """Of the set proper: what was added for tuning alone is neither halved nor held out."""
+    return [pair for pair in ALL if f"pairs.{code}." in pair.source]
 
 
 def overlap(pair: Pair) -> float:
