@@ -1,7 +1,7 @@
 """How often is it right: what is kept and what is wrongly served, by policy and data set.
 
     python -m benchmarks.accuracy [--data ../shared/data] [--cache FOLDER] [--json]
-                                  [--threshold 0.92] [--stream FILE] [--seeds 77 78]
+                                  [--threshold 0.92] [--stream FILE] [--seeds 77 78] [--limit N]
 
 Every verdict comes from `decisions.choose` with the shipped model, lens, guards and weights, over a
 store in memory. Pairs: one text is stored, the other asked. Streams: prompts come one after the
@@ -41,13 +41,13 @@ from cache_proxy.certify import interval
 from cache_proxy.guards import GUARDS
 from cache_proxy.model import Candidate, Directives, Entry, Hit, Miss, Policy
 from embeddings.lens import Lens, open_lens
+from embeddings.models import PACKAGED
 from embeddings.vectors import Floats
 
 THRESHOLDS = (0.80, 0.84, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98)
 _NOW = 1_800_000_000
 _ASKED = Directives()
 _SAMPLE = 6_000  # pairs of one set at most
-_LANGUAGES = frozenset({"en"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +99,24 @@ class Replay:
 
 
 class Bench:
-    """The shipped encoder and lens over texts known beforehand; judges as the proxy does."""
+    """An encoder, by default the shipped one with its lens, over texts known beforehand; judges as
+    the proxy does."""
 
     def __init__(self, texts: train_score.Texts) -> None:
         self._texts = texts
-        lens = open_lens(train_score.LENS.parent, texts.encoder.dimension)
-        if lens is None:
-            raise FileNotFoundError(train_score.LENS)
-        self.lens = lens
-        self._views = lens.views(texts.vectors)
+        self.languages = texts.encoder.languages
+        self.lens: Lens | None = None
+        if texts.encoder.name == PACKAGED:
+            self.lens = open_lens(train_score.LENS.parent, texts.encoder.dimension)
+        self._views = self._seen()
 
     def know(self, texts: Iterable[str]) -> None:
         self._texts.add(texts)
-        self._views = self.lens.views(self._texts.vectors)
+        self._views = self._seen()
+
+    def _seen(self) -> Floats:
+        """What the lens makes of the vectors; without one, nothing of use."""
+        return self.lens.views(self._texts.vectors) if self.lens else self._texts.vectors
 
     def rows(self, texts: Sequence[str]) -> tuple[Floats, Floats, Sequence[bool]]:
         """Vectors, what the lens makes of them, and whether the whole text fitted."""
@@ -120,10 +125,15 @@ class Bench:
 
 
 def verdict(
-    rules: Rules, text: str, candidates: Sequence[Candidate], threshold: float
+    rules: Rules,
+    text: str,
+    candidates: Sequence[Candidate],
+    threshold: float,
+    languages: frozenset[str] | None,
 ) -> Hit | Miss:
     """What the proxy would say, less the parts that `rules` leaves out."""
-    if rules.languages and wording.language(text) not in (*_LANGUAGES, ""):
+    known = languages is None or wording.language(text) in (*languages, "")
+    if rules.languages and not known:
         return Miss("language")
     policy = Policy(
         threshold=threshold,
@@ -144,8 +154,16 @@ def entry(text: str, answer: str) -> Entry:
 # ---- pairs
 
 
-def pair_sets(data: Path) -> Iterator[tuple[str, list[Pair]]]:
-    """What training has not seen, and our own tuning pairs for comparison."""
+def pair_sets(data: Path, limit: int = _SAMPLE) -> Iterator[tuple[str, list[Pair]]]:
+    """What training has not seen, and our own tuning pairs for comparison; of larger sets a sample,
+    the same one every time. Sets that are not there are left out."""
+    for name, pairs in _pair_sets(data):
+        if pairs:
+            dice = random.Random(train_score.SEED)
+            yield name, dice.sample(pairs, limit) if len(pairs) > limit else pairs
+
+
+def _pair_sets(data: Path) -> Iterator[tuple[str, list[Pair]]]:
     yield "quora, odd rows", load("quora", data)[1::2]
     yield "kmemo, held out", _kmemo(data)
     yield "gsmplus", load("gsmplus", data)
@@ -158,6 +176,8 @@ def pair_sets(data: Path) -> Iterator[tuple[str, list[Pair]]]:
 
 
 def _kmemo(data: Path) -> list[Pair]:
+    if not (data / "kmemo").exists():
+        return []
     trained = {(pair[0], pair[1]) for pair in train_score.tuning(data)["kmemo, near misses"]}
     return [pair for pair in load("kmemo", data) if (pair.a, pair.b) not in trained]
 
@@ -174,16 +194,18 @@ def measure_pairs(
     policies: Mapping[str, Rules] = POLICIES,
 ) -> Iterator[tuple[float, Row]]:
     """A row for each policy and threshold. Either text may come first; here `a` is stored."""
-    if len(pairs) > _SAMPLE:
-        pairs = random.Random(train_score.SEED).sample(list(pairs), _SAMPLE)
     bench.know(text for pair in pairs for text in (pair.a, pair.b))
     left, left_seen, left_fits = bench.rows([pair.a for pair in pairs])
     right, right_seen, right_fits = bench.rows([pair.b for pair in pairs])
     cosines = (left * right).sum(axis=1).tolist()
-    learned = bench.lens.compare(left_seen, right_seen).tolist()
+    learned: Sequence[float | None] = [None] * len(pairs)
+    if bench.lens:
+        learned = bench.lens.compare(left_seen, right_seen).tolist()
     for policy, rules in policies.items():
         scores = [
-            _least_threshold(rules, pair, cosine, seen) if fits and fitted else -1.0
+            _least_threshold(rules, pair, cosine, seen, bench.languages)
+            if fits and fitted
+            else -1.0
             for pair, cosine, seen, fits, fitted in zip(
                 pairs, cosines, learned, left_fits, right_fits, strict=True
             )
@@ -192,12 +214,17 @@ def measure_pairs(
             yield threshold, _row(policy, name, pairs, [s >= threshold for s in scores])
 
 
-def _least_threshold(rules: Rules, pair: Pair, cosine: float, learned: float) -> float:
+def _least_threshold(
+    rules: Rules,
+    pair: Pair,
+    cosine: float,
+    learned: float | None,
+    languages: frozenset[str] | None,
+) -> float:
     """The highest threshold at which the pair is served; -1 where it never is."""
-    candidate = Candidate(
-        entry(pair.a, "a"), min(1.0, cosine), learned=min(1.0, learned) if rules.learned else None
-    )
-    found = verdict(rules, pair.b, [candidate], 0.0)
+    seen = None if learned is None or not rules.learned else min(1.0, learned)
+    candidate = Candidate(entry(pair.a, "a"), min(1.0, cosine), learned=seen)
+    found = verdict(rules, pair.b, [candidate], 0.0, languages)
     return found.similarity if isinstance(found, Hit) else -1.0
 
 
@@ -217,23 +244,22 @@ def _row(policy: str, name: str, pairs: Sequence[Pair], served: Sequence[bool]) 
 
 
 def streams(
-    data: Path, seeds: Sequence[int], given: Path | None
+    data: Path, seeds: Sequence[int], given: Path | None, limit: int = _SAMPLE
 ) -> Iterator[tuple[str, list[hit_rate.Line]]]:
-    """Prompts with the answer that is right for each."""
-    bank = train_score.banking(data)[: train_score.VALIDATION_STREAM]
+    """Prompts with the answer that is right for each, the first `limit` of each stream."""
+    most = min(limit, train_score.VALIDATION_STREAM)
+    bank = train_score.banking(data)[:most]
     for seed in seeds if bank else ():
         lines = [hit_rate.Line(text, intent) for text, intent in bank]
         random.Random(seed).shuffle(lines)
         yield f"banking77, first {len(lines):,}, order {seed}", lines
     # Its intents took no part in training but as strangers to each other.
-    other = [
-        hit_rate.Line(*row) for row in train_score.clinc(data)[: train_score.VALIDATION_STREAM]
-    ]
+    other = [hit_rate.Line(*row) for row in train_score.clinc(data)[:most]]
     if other:
         yield f"clinc150, {len(other):,}", other
-    yield "support", hit_rate.read_stream(hit_rate.OWN_STREAM)
+    yield "support", hit_rate.read_stream(hit_rate.OWN_STREAM, limit)
     if given is not None:
-        yield given.name, hit_rate.read_stream(given)
+        yield given.name, hit_rate.read_stream(given, limit)
 
 
 def replay(
@@ -258,7 +284,7 @@ def replay(
         if fits[at] and not (rules.languages and wording.anaphoric(line.text)):
             lens = bench.lens if rules.learned else None
             candidates = _nearest(lines, vectors, seen, stored, at, lens)
-            said = verdict(rules, line.text, candidates, threshold)
+            said = verdict(rules, line.text, candidates, threshold, bench.languages)
         if isinstance(said, Hit):
             found.semantic += 1
             found.wrong += said.entry.body.decode() != line.answer_id
@@ -308,15 +334,14 @@ def share(part: int, whole: int) -> str:
 
 def run(
     bench: Bench, data: Path, threshold: float, seeds: Sequence[int], given: Path | None,
-    progress: Callable[[str], None] = lambda _: None,
+    limit: int = _SAMPLE, progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], list[Replay]]:  # fmt: skip
     rows: list[Row] = []
-    for name, pairs in pair_sets(data):
-        if pairs:
-            progress(name)
-            rows += [row for _, row in measure_pairs(bench, name, pairs, [threshold])]
+    for name, pairs in pair_sets(data, limit):
+        progress(name)
+        rows += [row for _, row in measure_pairs(bench, name, pairs, [threshold])]
     replays: list[Replay] = []
-    for name, lines in streams(data, seeds, given):
+    for name, lines in streams(data, seeds, given, limit):
         progress(name)
         bench.know(line.text for line in lines)
         replays += [replay(bench, policy, name, lines, threshold) for policy in POLICIES]
@@ -349,11 +374,13 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.92)
     parser.add_argument("--stream", type=Path, help="another stream, as benchmarks.hit_rate reads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[77])
+    parser.add_argument("--limit", type=int, default=_SAMPLE, help="of each set, at most")
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
     bench = Bench(train_score.Texts(told.cache))
     began = time.perf_counter()
-    rows, replays = run(bench, told.data, told.threshold, told.seeds, told.stream)
+    given = told.threshold, told.seeds, told.stream, told.limit
+    rows, replays = run(bench, told.data, *given)
     if told.json:
         said = {
             "threshold": told.threshold,

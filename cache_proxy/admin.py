@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from .audit import Auditor
-from .certify import interval
+from .certify import interval, upper_bound
 from .errors import MemoryUnavailable
 from .explain import Explainer
 from .ledger import Ledger
@@ -110,6 +111,13 @@ def admin_app(
     async def unavailable(_: Request, exc: MemoryUnavailable) -> Response:
         return JSONResponse({"title": f"The {exc.part} does not answer.", "status": 503}, 503)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, exc: RequestValidationError) -> Response:
+        # What was sent stays out of it: it may be a prompt.
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return JSONResponse({"detail": f"{where}: {first['msg']}."}, 422)
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
@@ -121,7 +129,8 @@ def admin_app(
 
     @app.get("/metrics", dependencies=guarded)
     async def metrics() -> Response:
-        return Response(ledger.metrics(), media_type="text/plain; version=0.0.4")
+        text = ledger.metrics(memory.store.rejected)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/stats", dependencies=guarded)
     async def stats(since: Annotated[str, Query()] = "7d", by: By | None = None) -> dict[str, Any]:
@@ -158,13 +167,13 @@ def admin_app(
         verdicts = await auditor.audit_last(asked.n)
         audited = verdicts["right"] + verdicts["wrong"]
         rate, low, high = interval(verdicts["wrong"], audited) if audited else (None, None, None)
-        counts: dict[str, Any] = dict(verdicts)
-        return {**counts, "audited": audited, "rate": rate, "low": low, "high": high}
+        bound = upper_bound(verdicts["wrong"], audited, 0.95) if audited else None
+        said: dict[str, Any] = {"audited": audited, "rate": rate, "low": low, "high": high}
+        return {**verdicts, **said, "bound": bound}
 
     @app.post("/bad", dependencies=guarded)
     async def bad(asked: Bad) -> dict[str, Any]:
-        similarity = await memory.disown(bytes.fromhex(asked.entry), asked.prompt)
-        auditor.report(1.0 if similarity is None else similarity)
-        return {"entry": asked.entry, "found": similarity is not None, "floor": similarity}
+        floor = await auditor.report(bytes.fromhex(asked.entry), asked.prompt)
+        return {"entry": asked.entry, "found": floor is not None, "floor": floor}
 
     return app

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import structlog
 
-from . import guards
+from . import canonical, decisions, guards
 from .agreement import alike
+from .counters import label
 from .dial import Dial
 from .errors import MemoryUnavailable, UpstreamUnavailable
 from .judge import Judge
@@ -38,9 +39,13 @@ _SECONDS = 120.0
 # Two answers in other words say the same thing above this cosine of their beginnings; below it
 # they count as different, since calling a right hit wrong costs hits and nothing else.
 _SAME_MEANING = 0.90
-_COMPARED_CHARACTERS = 1_000
+_COMPARED_CHARACTERS = 800  # most answers fit the packaged window with that
 # Differences that make two answers different whatever their wording.
 _TELLING = ("numbers", "negation", "antonyms")
+_LOOKED_AT = 32  # neighbours among which a reported prompt is looked for
+_OBSERVED = 256  # misses that wait to be compared
+# A prompt that was served wrongly is scored anew next time, in other company: some rounding.
+_NEIGHBOURHOOD = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Auditor:
         self._judge = judge
         self._latest: OrderedDict[bytes, Case] = OrderedDict()
         self._tasks: set[asyncio.Task[Verdict]] = set()
+        self._observing: set[asyncio.Task[Verdict]] = set()
         self._seats = asyncio.Semaphore(_AT_ONCE)
 
     def served(self, case: Case) -> None:
@@ -87,10 +93,13 @@ class Auditor:
         if len(self._latest) > _REMEMBERED:
             self._latest.popitem(last=False)
         if self._share and self._dice() < self._share and len(self._tasks) < _AT_ONCE * 4:
-            self._spawn(self.audit(case))
+            _spawn(self._tasks, self.audit(case))
 
     async def audit_last(self, count: int) -> dict[str, int]:
-        """Audit the latest distinct semantic hits now; how each came out."""
+        """Audit now the latest distinct semantic hits that were not audited yet; how each came out.
+
+        The same hit asked twice would be one piece of evidence counted as two.
+        """
         cases = list(self._latest.values())[-count:]
         verdicts = await asyncio.gather(*(self.audit(case) for case in cases))
         found: dict[str, int] = {"right": 0, "wrong": 0, "unclear": 0}
@@ -109,6 +118,8 @@ class Auditor:
             except (UpstreamUnavailable, TimeoutError):
                 return "unclear"
         if verdict != "unclear":
+            if self._latest.get(case.call.digest) is case:
+                del self._latest[case.call.digest]
             await self._learn(case, wrong=verdict == "wrong")
         return verdict
 
@@ -128,74 +139,108 @@ class Auditor:
         text_of = PROTOCOLS[case.call.request.operation].text_of
         served, fresh = text_of(case.entry.body), text_of(answer.body)
         question = case.call.request.text or ""
-        same = await self._same(question, served, fresh, case.exchange)
-        return "right" if same else "wrong"
+        return await self._same(question, served, fresh, case.exchange)
 
     async def _same(
         self, question: str, one: str, other: str, exchange: Exchange | None = None
-    ) -> bool:
+    ) -> Verdict:
         """Do two answers to one question say the same? A judge is asked for audits only."""
         if alike(one, other):
-            return True
+            return "right"
         if self._judge is not None and exchange is not None:
             judged = await self._judge.same(exchange, question, one, other)
             if judged is not None:
-                return judged
+                return "right" if judged else "wrong"
         facts = guards.facts(one), guards.facts(other)
         if any(guards.GUARDS[name](*facts) for name in _TELLING):
-            return False
+            return "wrong"
         similarity = await self._memory.similarity(
             one[:_COMPARED_CHARACTERS], other[:_COMPARED_CHARACTERS]
         )
-        return similarity is not None and similarity >= _SAME_MEANING
+        if similarity is None:
+            return "unclear"  # a busy encoder or a long word says nothing about the answers
+        return "right" if similarity >= _SAME_MEANING else "wrong"
 
     def observe(self, call: Call, near: Candidate, answer: Answer, source: Source) -> None:
         """A request that upstream answered, beside its nearest neighbour's answer: a free label."""
-        if len(self._tasks) >= _AT_ONCE * 4:
+        if len(self._observing) >= _OBSERVED:
             return
 
         async def compare() -> Verdict:
             text_of = PROTOCOLS[call.request.operation].text_of
-            same = await self._same(
+            verdict = await self._same(
                 call.request.text or "", text_of(near.entry.body), text_of(answer.body)
             )
-            self._ledger.record_label(
-                source,
-                near.similarity,
-                wrong=not same,
-                model=call.request.model,
-                tenant=call.tenant,
-            )
-            return "right" if same else "wrong"
+            if verdict != "unclear":
+                self._ledger.record_label(
+                    source,
+                    near.similarity,
+                    wrong=verdict == "wrong",
+                    model=call.request.model,
+                    tenant=call.tenant,
+                )
+            return verdict
 
-        self._spawn(compare())
+        _spawn(self._observing, compare())
 
-    def report(self, similarity: float) -> None:
-        """A person says that a hit at this similarity was wrong."""
-        self._ledger.record_label("report", similarity, wrong=True)
-        self._turn(similarity, wrong=True)
+    async def report(self, digest: bytes, prompt: str | None) -> float | None:
+        """A person says that this entry's answer was wrong, for `prompt` if that is known.
 
-    def _spawn(self, work: Coroutine[Any, Any, Verdict]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        It is purged, and what is stored under its name later is matched by meaning only above what
+        the prompt scored, or exactly where that is not known. The score up to which it is not
+        served any more; None when no such entry is stored. Raises MemoryUnavailable.
+        """
+        (entry,) = await self._memory.fetch([digest])
+        score = floor = None
+        if entry is not None and prompt is not None:
+            score = floor = await self._score(entry, canonical.clean(prompt))
+        elif entry is not None:
+            cases = reversed(self._latest.values())
+            score = next((case.score for case in cases if case.entry.digest == digest), None)
+        floor = 1.0 if floor is None else min(1.0, floor + _NEIGHBOURHOOD)
+        await self._memory.disown(digest, floor)
+        if entry is None:
+            return None
+        for name in [at for at, case in self._latest.items() if case.entry.digest == digest]:
+            del self._latest[name]  # known to be wrong: no second label for an audit to find
+        if score is not None:
+            self._label("report", score, wrong=True, model=entry.model, tenant=entry.tenant)
+        return floor
 
-    def _turn(self, score: float, *, wrong: bool) -> None:
-        before = self._dial.threshold
-        if self._dial.learn(score, wrong=wrong):
-            log.warning("threshold", was=before, now=self._dial.threshold, why="wrong hits")
+    async def _score(self, entry: Entry, prompt: str) -> float | None:
+        """What this prompt scores beside the entry, as serving would find it; None where it would
+        not find it, or by its very words, which says nothing about meaning."""
+        if prompt == entry.text:
+            return None
+        began = asyncio.get_running_loop().time()
+        found = await self._memory.recall(prompt, entry.partition, _LOOKED_AT, began)
+        texts = guards.facts(prompt), guards.facts(entry.text)
+        near = (one for one in found.candidates if one.entry.digest == entry.digest)
+        return next((decisions.score(candidate, *texts) for candidate in near), None)
 
     async def _learn(self, case: Case, *, wrong: bool) -> None:
-        self._ledger.record_label(
-            "audit",
-            case.score,
-            wrong=wrong,
-            model=case.call.request.model,
-            tenant=case.call.tenant,
-        )
         if wrong:
+            floor = case.score + _NEIGHBOURHOOD
             try:
-                await self._memory.store.raise_floor(case.entry.digest, case.score)
+                await self._memory.store.raise_floor(case.entry.digest, floor)
             except MemoryUnavailable:
                 log.warning("audit", lost="the floor of a wrong hit: the store does not answer")
-        self._turn(case.score, wrong=wrong)
+        self._label(
+            "audit", case.score, wrong=wrong, model=case.call.request.model, tenant=case.call.tenant
+        )
+
+    def _label(self, source: Source, score: float, *, wrong: bool, model: str, tenant: str) -> None:
+        """Into the pool; where that moves the threshold of this model's requests, say so."""
+        self._ledger.record_label(source, score, wrong=wrong, model=model, tenant=tenant)
+        before = self._dial.threshold(model)
+        if self._dial.learn(model, score, wrong=wrong):
+            now = self._dial.threshold(model)
+            log.warning("threshold", model=label(model), was=before, now=now, why="wrong hits")
+            if now > before:
+                self._ledger.record_tightened(now, model=model)
+
+
+def _spawn(tasks: set[asyncio.Task[Verdict]], work: Coroutine[Any, Any, Verdict]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

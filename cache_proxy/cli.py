@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,16 @@ from .admin import Purge, selector
 from .errors import ConfigError, MemoryUnavailable, UpstreamUnavailable
 from .explain import explanation
 from .settings import Settings
-from .stats import By, Report, as_json, collect, parse_since, render, shadow_table
+from .stats import (
+    By,
+    Report,
+    as_json,
+    collect,
+    parse_since,
+    render,
+    shadow_table,
+    wrong_rate,
+)
 from .upstream.client import Upstream
 
 __all__ = ["app", "stats_app"]
@@ -175,7 +185,10 @@ def explain(
         except (OSError, ValueError):
             _fail(ConfigError("prompt: the file cannot be read as JSON."))
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    found = _admin(settings, "/explain", {"body": body, "headers": headers})
+    path = (
+        "/v1/completions" if isinstance(body, dict) and "prompt" in body else "/v1/chat/completions"
+    )
+    found = _admin(settings, "/explain", {"body": body, "headers": headers, "path": path})
     if json_:
         print(json.dumps(found, indent=2))
     else:
@@ -213,12 +226,11 @@ def audit(
     settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
     found = _admin(settings, "/audit", {"n": count})
     if not found["audited"]:
-        print("no data: there was no semantic hit to audit, or upstream gave no answer")
+        print("no data: no semantic hit is left to audit, or upstream gave no clear answer")
         return
-    print(
-        f"wrong-hit rate {found['rate']:.1%} (95 %: {found['low']:.1%} to {found['high']:.1%}, "
-        f"{found['audited']} audited, {found['unclear']} without a clear answer)"
-    )
+    print(wrong_rate(found))
+    bound = math.ceil(round(found["bound"] * 1_000, 6)) / 10
+    print(f"at most {bound:.1f} % at 95 % confidence; {found['unclear']} without a clear answer")
 
 
 @app.command(epilog="Example: cache-proxy bad 3f9c... --prompt 'Turn off dark mode'")
@@ -232,8 +244,10 @@ def bad(
     """Report a wrong hit: neither that answer nor its like is served to such prompts again."""
     settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
     found = _admin(settings, "/bad", {"entry": entry, "prompt": prompt})
-    if found["found"]:
+    if found["found"] and found["floor"] < 1:
         print(f"purged; by meaning its question is only matched above {found['floor']:.3f}")
+    elif found["found"]:
+        print("purged; its question is matched exactly only from here on")
     else:
         print("no such entry is stored now; its question is matched exactly only from here on")
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _MAGIC = b"SCP"
-_SCHEMA = 1
+_SCHEMA = 2
 # magic, schema, fingerprint, partition, digest, epoch, created, expires, then three lengths.
 _FIELDS = struct.Struct(">3sB8s20s20sQQQIII")
 _SUM = 16  # bytes; a forged or flipped entry passes once in 2^128
@@ -114,6 +114,7 @@ def _facts(entry: Entry) -> tuple[object, ...]:
         entry.tags,
         None if usage is None else (usage.input, usage.output, usage.cached, usage.reasoning),
         entry.cost,
+        entry.gist,
     )
 
 
@@ -129,7 +130,7 @@ def unpack(data: bytes, key: bytes) -> tuple[Entry, bytes]:
     if _checksum(key, data[:_WHOLE_SUM], data[HEAD_BYTES:]) != data[_WHOLE_SUM:HEAD_BYTES]:
         raise Corrupt("checksum")
     # Behind a keyed checksum these are our own bytes: what `pack` wrote, `loads` reads.
-    text, model, provider, tenant, namespace, tags, usage, cost = orjson.loads(
+    text, model, provider, tenant, namespace, tags, usage, cost, gist = orjson.loads(
         data[meta_at:body_at]
     )
     entry = Entry(
@@ -148,6 +149,7 @@ def unpack(data: bytes, key: bytes) -> tuple[Entry, bytes]:
         None if usage is None else Usage(*usage),
         cost,
         data[body_at:],
+        gist,
     )
     return entry, data[HEAD_BYTES:meta_at]
 

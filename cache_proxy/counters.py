@@ -41,9 +41,13 @@ OTHER = "other"  # what is beyond a cap, or is no fit label
 KINDS = ("hit", "miss", "bypass", "error")
 
 # Of the requests, no detail: "collapsed" misses shared somebody else's upstream call, "refresh"
-# misses were asked for by the client, "shadow" misses would have been hits, "stored" left an entry.
+# misses were asked for by the client, "shadow" misses were only looked up ("shadow.exact" of them
+# would have been exact hits), "stored" had an answer good enough to keep; "unstored" of those did
+# not reach the store.
 # With a detail: "discard" (why an answer was not stored), "veto" (the guard that objected),
-# "audit" ("right" or "wrong"), "prices" (the price data in force; its value says nothing).
+# "audit" ("right" or "wrong"), "prices" (the price data in force; its value says nothing),
+# "label.<source>" (right or wrong, hundredth of the score, encoder), "tightened" (to which
+# hundredth wrong hits raised a threshold).
 # "compared" are misses that had a predecessor of the same tenant and model; "churned" counts, by
 # request field, those in which that field differed from the predecessor's.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from . import agreement, guards, wording
+from . import agreement, gist, guards, wording
 from .model import (
     Answer,
     Bypass,
@@ -25,7 +26,7 @@ from .model import (
 )
 from .score import adjusted
 
-__all__ = ["GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep"]
+__all__ = ["GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep", "only_looked_up"]
 
 # Each protocol's own word for an answer that ended because it was done.
 GOOD_ENDINGS = frozenset({"stop", "eos", "end_turn", "stop_sequence", "STOP", "completed"})
@@ -84,6 +85,17 @@ def closed(request: Request, asked: Directives, policy: Policy) -> str:
     return "mode" if asked.mode == "exact" else ""
 
 
+def only_looked_up(model: str, asked: Directives, policy: Policy, *, exact: bool) -> bool:
+    """Whether upstream answers whatever was found: in shadow mode a hit is told, not served."""
+    return (
+        policy.shadow
+        or asked.mode == "shadow"
+        # Misses too: they are what the report of each threshold is a share of.
+        or (policy.semantic_shadow and not exact)
+        or any(fnmatchcase(model, pattern) for pattern in policy.shadow_models)
+    )
+
+
 def fits(entry: Entry, asked: Directives, now: int) -> bool:
     """Is a stored answer young enough for this caller?"""
     return asked.max_age is None or now - entry.created <= asked.max_age
@@ -97,7 +109,7 @@ _WINDOW = 0.09
 # object to is not served, but its answer still counts for or against the others'.
 _SUSPICIONS = frozenset({"substitution", "narrowing", "order", "question"})
 # Two neighbours that independently hold one answer make up for this much.
-_SUPPORT = 0.04
+_SUPPORT = 0.045
 
 
 def choose(
@@ -124,7 +136,7 @@ def choose(
     for candidate in candidates:
         if nearest >= 0 and candidate.similarity < threshold - _REACH:
             break
-        query, stored = _facts(text), _facts(candidate.entry.text)
+        query, stored = _facts(text), _kept_facts(candidate.entry)
         scored = score(candidate, query, stored)
         nearest = max(nearest, scored)
         if not fits(candidate.entry, asked, now):
@@ -179,7 +191,7 @@ def nearest(text: str, candidates: Sequence[Candidate], policy: Policy) -> Candi
     for candidate in candidates:
         if candidate.similarity < _NEAR - _REACH:
             break
-        query, stored = _facts(text), _facts(candidate.entry.text)
+        query, stored = _facts(text), _kept_facts(candidate.entry)
         scored = score(candidate, query, stored)
         if scored < max(_NEAR, best.similarity if best else 0.0):
             continue
@@ -196,6 +208,14 @@ def _short_facts(text: str) -> guards.Facts:
 def _facts(text: str) -> guards.Facts:
     """Stored prompts are judged again and again; what they say is read once."""
     return _short_facts(text) if len(text) <= _SHORT else guards.facts(text)
+
+
+def _kept_facts(entry: Entry) -> guards.Facts:
+    """What a stored prompt says, as it was read when it was stored."""
+    return (_unpacked(entry.gist) if entry.gist else None) or _facts(entry.text)
+
+
+_unpacked = lru_cache(4_096)(gist.unpack)
 
 
 def keep(answer: Answer, status: int, choices: int, policy: Policy) -> Discard | None:

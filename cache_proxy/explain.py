@@ -15,6 +15,7 @@ from rich.table import Table
 
 from . import canonical, decisions, guards
 from .acceptance import Acceptance
+from .agreement import alike
 from .errors import BadRequest, MemoryUnavailable
 from .memory import Memory
 from .model import Bypass, Call, Candidate, Hit, Policy
@@ -56,15 +57,21 @@ _CHANGES = {
 
 
 class Partitions:
-    """Which partitions each text was asked in lately, so that a miss that should have hit can name
-    the field that differs. In memory, by keyed digest, the latest few thousand."""
+    """Which partitions there are and which texts were asked in them lately, so that a miss that
+    should have hit can name the field that differs. In memory, by keyed digest, the latest few
+    thousand."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._seen: OrderedDict[bytes, OrderedDict[bytes, Mapping[str, str]]] = OrderedDict()
+        self._places: OrderedDict[bytes, tuple[str, Mapping[str, str]]] = OrderedDict()
 
     def note(self, call: Call, churn: Mapping[str, str]) -> None:
         """Remember that this text was asked in this partition."""
+        self._places[call.partition] = call.tenant, churn
+        self._places.move_to_end(call.partition)
+        if len(self._places) > _REMEMBERED:
+            self._places.popitem(last=False)
         name = self._name(call)
         places = self._seen.setdefault(name, OrderedDict())
         self._seen.move_to_end(name)
@@ -74,16 +81,26 @@ class Partitions:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
 
-    def differing(self, call: Call) -> list[str]:
-        """Fields in which the nearest other partition of this text differs; [] if none is known."""
+    def differing(self, call: Call) -> tuple[bool, list[str]]:
+        """Whether this very text was asked in another partition, and the fields in which that one
+        differs; else those of the nearest partition, where this one is new; [] if none is known."""
         own = canonical.churn(self._secret, call.request.rest)
-        others = [
-            sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
-            for partition, theirs in self._seen.get(self._name(call), {}).items()
-            if partition != call.partition
-        ]
-        # The same fields throughout: then it is the namespace, a header or the end user.
-        return min(others, key=len) or ["namespace, header or end user"] if others else []
+
+        def differing(tenant: str, theirs: Mapping[str, str]) -> list[str]:
+            names = (
+                name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)
+            )
+            credential = ["credential"] if tenant != call.tenant else []
+            # The same fields throughout: then it is the namespace, a header or the end user.
+            return credential + sorted(names) or ["namespace, header or end user"]
+
+        asked: Mapping[bytes, Mapping[str, str]] = self._seen.get(self._name(call), {})
+        same = [differing(call.tenant, asked[at]) for at in asked if at != call.partition]
+        if same or call.partition in self._places:
+            return bool(same), min(same, key=len, default=[])
+        return False, min(
+            (differing(*known) for known in self._places.values()), key=len, default=[]
+        )
 
     def _name(self, call: Call) -> bytes:
         text = (call.request.text or "").encode()
@@ -99,7 +116,8 @@ class Explainer:
         reader: Reader,
         memory: Memory,
         acceptance: Acceptance,
-        policy: Callable[[], Policy],
+        policy: Callable[[str], Policy],
+        rests_on: Callable[[str], str],
         partitions: Partitions,
         clock: Callable[[], float],
         now: Callable[[], float],
@@ -107,7 +125,8 @@ class Explainer:
         self._reader = reader
         self._memory = memory
         self._acceptance = acceptance
-        self._policy = policy
+        self._policy = policy  # in force for a model, as is what its threshold rests on
+        self._rests_on = rests_on
         self._partitions = partitions
         self._clock = clock
         self._now = now
@@ -120,12 +139,13 @@ class Explainer:
             return {"verdict": "error", "reason": "bad_request", "change": str(exc)}
         if isinstance(call, Bypass):
             return _passed_by(call)
-        policy = self._policy()
+        policy = self._policy(call.request.model)
         said: dict[str, Any] = {
             "partition": call.partition.hex(),
             "parts": {"tenant": call.tenant[:12], "model": call.request.model}
             | canonical.churn(b"explain".ljust(16), call.request.rest),
             "threshold": max(policy.threshold, call.asked.threshold or 0.0),
+            "threshold_rests_on": self._rests_on(call.request.model),
         }
         admitted = decisions.admit(call.request, call.asked, policy)
         if isinstance(admitted, Bypass):
@@ -136,13 +156,17 @@ class Explainer:
             return said | _passed_by(Bypass(exc.part))
         said["accepted"] = look.accepted is not None
         said["exact"] = look.entry.digest.hex() if look.entry else None
-        if look.entry and look.accepted is not None:
-            return said | {"verdict": "hit", "tier": "exact", "reason": "", "change": ""}
-        return said | await self._by_meaning(call, policy, accepted=look.accepted is not None)
+        unread = (
+            "unaccepted" if look.accepted is None else "no_cache" if call.asked.no_cache else ""
+        )
+        if look.entry and not unread and decisions.fits(look.entry, call.asked, int(self._clock())):
+            return said | _found(call, policy, "exact", look.entry.digest.hex())
+        return said | await self._by_meaning(call, policy, unread)
 
-    async def _by_meaning(self, call: Call, policy: Policy, *, accepted: bool) -> dict[str, Any]:
-        said: dict[str, Any] = {"differs": self._partitions.differing(call)}
-        reason = decisions.closed(call.request, call.asked, policy)
+    async def _by_meaning(self, call: Call, policy: Policy, unread: str) -> dict[str, Any]:
+        asked_before, differs = self._partitions.differing(call)
+        said: dict[str, Any] = {"asked_before": asked_before, "differs": differs}
+        reason = unread or decisions.closed(call.request, call.asked, policy)
         if reason:
             return said | _missed(reason)
         text = call.request.text or ""
@@ -155,11 +179,9 @@ class Explainer:
         now = int(self._clock())
         read = PROTOCOLS[call.request.operation].text_of
         verdict = decisions.choose(text, found.candidates, call.asked, policy, now, read)
-        if not accepted:
-            return said | _missed("unaccepted")
+        _compare_answers(said["neighbours"], [read(near.entry.body) for near in found.candidates])
         if isinstance(verdict, Hit):
-            hit = {"tier": "semantic", "entry": verdict.entry.digest.hex()}
-            return said | {"verdict": "hit", "reason": "", "change": "", **hit}
+            return said | _found(call, policy, "semantic", verdict.entry.digest.hex())
         return said | _missed(verdict.reason, said["neighbours"], verdict.vetoes)
 
     def _neighbour(self, text: str, candidate: Candidate, policy: Policy) -> dict[str, Any]:
@@ -176,6 +198,26 @@ class Explainer:
                 if name not in policy.guards_off
             },
         }
+
+
+def _compare_answers(neighbours: list[dict[str, Any]], answers: list[str]) -> None:
+    """Say of each whether it holds the answer of the best one that no guard objects to."""
+    free = [at for at, near in enumerate(neighbours) if not any(near["guards"].values())]
+    best = max(free, key=lambda at: neighbours[at]["score"], default=None)
+    for near, answer in zip(neighbours, answers, strict=True):
+        near["agrees"] = None if best is None else alike(answers[best], answer, loose=True)
+
+
+def _found(call: Call, policy: Policy, tier: str, entry: str) -> dict[str, Any]:
+    """A hit, or what would be one if it were not only looked up."""
+    said = {"verdict": "hit", "tier": tier, "entry": entry, "reason": "", "change": ""}
+    exact = tier == "exact"
+    if not decisions.only_looked_up(call.request.model, call.asked, policy, exact=exact):
+        return said
+    change = "Take shadow mode off: shadow, shadow_models or X-Cache-Mode: shadow."
+    if policy.semantic_shadow and not exact:
+        change = "Set threshold to serve by meaning with this encoder."
+    return said | {"verdict": "shadow", "reason": "shadow", "change": change}
 
 
 def _passed_by(bypass: Bypass) -> dict[str, Any]:
@@ -200,17 +242,21 @@ def _missed(
 def explanation(said: Mapping[str, Any]) -> RenderableType:
     """What `explain` found, for a terminal."""
     word = {"hit": "green", "miss": "yellow"}.get(said["verdict"], "cyan")
+    before = (
+        "asked before, but there differed" if said.get("asked_before") else "nearest differs in"
+    )
     lines: list[RenderableType] = [
         f"[{word}]{said['verdict'].upper()}[/] {said.get('tier', '')} {said['reason']}".rstrip()
     ]
     if said["change"]:
         lines.append(f"to change it: {said['change']}")
     if said.get("differs"):
-        lines.append(f"asked before, but there differed: {', '.join(said['differs'])}")
+        lines.append(f"{before}: {', '.join(said['differs'])}")
     if "threshold" in said:
-        lines.append(f"threshold {said['threshold']:.3f}, partition {said['partition'][:12]}")
+        lines.append(f"threshold {said['threshold']:.3f}: {said['threshold_rests_on']}")
+        lines.append(f"partition {said['partition'][:12]}: {', '.join(said['parts'])}")
     if said.get("neighbours"):
-        table = Table("entry", "similarity", "score", "floor", "guards that object")
+        table = Table("entry", "similarity", "score", "floor", "answer", "guards that object")
         for near in said["neighbours"]:
             objections = ", ".join(name for name, objects in near["guards"].items() if objects)
             table.add_row(
@@ -218,6 +264,7 @@ def explanation(said: Mapping[str, Any]) -> RenderableType:
                 f"{near['similarity']:.3f}",
                 f"{near['score']:.3f}",
                 f"{near['floor']:.3f}" if near["floor"] > -1 else "",
+                {True: "the best's", False: "another", None: ""}[near.get("agrees")],
                 objections,
             )
         lines.append(table)

@@ -58,15 +58,22 @@ class Ledger:
     """The counts of one process.
 
     `process` must differ between processes and between runs of one (a restart within the hour
-    would otherwise overwrite its predecessor's numbers). `clock` gives Unix seconds.
+    would otherwise overwrite its predecessor's numbers). `clock` gives Unix seconds. `encoder` is
+    the fingerprint whose scores the labels are about.
     """
 
     def __init__(
-        self, *, process: str, clock: Callable[[], float], prices: PriceDate | None = None
+        self,
+        *,
+        process: str,
+        clock: Callable[[], float],
+        prices: PriceDate | None = None,
+        encoder: str = "none",
     ) -> None:
         self.lost_hours = 0  # dropped unwritten, because the store was away for too long
         self.failed_flushes = 0
         self._process = label(process)
+        self._encoder = label(encoder)
         self._clock = clock
         self._prices = prices
         self._hours: dict[int, Hour] = {}
@@ -87,7 +94,7 @@ class Ledger:
         self._sums = {timer: f"us.{timer}{SEP}" for timer in TIMERS}
         self._flags = {
             flag: f"{flag}{SEP}"
-            for flag in ("collapsed", "refresh", "shadow", "stored", "compared")
+            for flag in ("collapsed", "refresh", "shadow", "shadow.exact", "stored", "compared")
         }
 
     def record(self, outcome: Outcome) -> None:
@@ -138,7 +145,17 @@ class Ledger:
         word = "wrong" if wrong else "right"
         if source == "audit":
             row.add(f"audit{SEP}{word}")
-        row.add(f"label.{source}{SEP}{word}.{bin_of(score)}")
+        row.add(f"label.{source}{SEP}{word}.{bin_of(score)}.{self._encoder}")
+
+    def record_tightened(self, threshold: float, *, model: str) -> None:
+        """Count that wrong hits raised the threshold of this model's requests, and to what."""
+        row, _ = self._hour().find(model, "")
+        row.add(f"tightened{SEP}{bin_of(threshold)}")
+
+    def record_unstored(self) -> None:
+        """Count an answer that was good enough to keep and that the store did not take."""
+        row, _ = self._hour().find("", "")
+        row.add(f"unstored{SEP}")
 
     def pending(self) -> dict[int, dict[str, int]]:
         """What the next flush writes: hour -> field -> absolute value."""
@@ -170,9 +187,13 @@ class Ledger:
             except MemoryUnavailable:
                 self.failed_flushes += 1
 
-    def metrics(self) -> bytes:
-        """Prometheus text of this process since it began. No tenants and no models in it."""
+    def metrics(self, rejected: Mapping[str, int] | None = None) -> bytes:
+        """Prometheus text of this process since it began. No tenants and no models in it.
+
+        `rejected`: stored values that the store read and did not believe, by reason.
+        """
         totals = Counter(self._before)
+        totals.update({f"rejected{SEP}{why}": n for why, n in (rejected or {}).items()})
         for hour in self._hours.values():
             _sum_into(totals, hour)
         totals[f"ledger.lost_hours{SEP}"] = self.lost_hours
@@ -224,6 +245,8 @@ class Ledger:
             row.add(self._flags["refresh"])
         if outcome.shadow:
             row.add(self._flags["shadow"])
+            if outcome.tier == "exact":
+                row.add(self._flags["shadow.exact"])
 
     def _count_money(self, row: Row, outcome: Outcome) -> None:
         # Who shared a call and left last pays for it, and saved nothing.

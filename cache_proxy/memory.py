@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 
 from embeddings import EncoderError, Index, Lens, Recall, Worker, unpack
 
 from .codec import Head
 from .errors import MemoryUnavailable
+from .gist import gist
 from .model import Candidate, Entry, Selector
 from .store import Look, Store
 
@@ -53,6 +54,7 @@ class Memory:
         worker: Worker | None,
         deadline_seconds: float,
         lens: Lens | None = None,
+        note_unstored: Callable[[], None] | None = None,
     ) -> None:
         self.store = store
         self.warm = worker is None
@@ -61,6 +63,7 @@ class Memory:
         self._worker = worker
         self._deadline = deadline_seconds
         self._lens = lens
+        self._note_unstored = note_unstored
         self._pending: dict[bytes, set[asyncio.Task[None]]] = {}
         self._working: set[asyncio.Task[None]] = set()
 
@@ -151,19 +154,12 @@ class Memory:
             return None
         return float(unpack(first.vector) @ unpack(second.vector))
 
-    async def disown(self, digest: bytes, prompt: str | None) -> float | None:
-        """Never serve this answer again, nor what is stored under its name later, by meaning up to
-        the similarity of `prompt` (up to any, without one); that similarity. None: no such entry.
-        Raises MemoryUnavailable.
+    async def disown(self, digest: bytes, floor: float) -> None:
+        """Never serve this answer again, nor by meaning up to the score `floor` what is stored
+        under its name later. Raises MemoryUnavailable.
         """
-        (found,) = await self.store.fetch([digest])
-        similarity = None
-        if prompt is not None and found is not None:
-            similarity = await self.similarity(found[0].text, prompt)
-        floor = 1.0 if similarity is None else similarity
         await self.store.raise_floor(digest, floor)
         await self.store.purge(Selector(digest=digest), time.time())
-        return None if found is None else floor
 
     async def fetch(self, digests: Sequence[bytes]) -> list[Entry | None]:
         """Stored entries by name. Raises MemoryUnavailable."""
@@ -209,11 +205,15 @@ class Memory:
         self, entry: Entry, embedding: asyncio.Future[Recall] | None, ttl: int
     ) -> None:
         vector = await self._vector(embedding)
+        if vector:
+            entry = replace(entry, gist=gist(entry.text))  # now, while nobody waits for it
         try:
             # Store first: a key the index knows must always have had an entry behind it.
             evicted = await self.store.put(entry, vector, ttl)
         except MemoryUnavailable:
             self.unstored += 1
+            if self._note_unstored is not None:
+                self._note_unstored()
             return
         if vector and self._worker is not None:
             added = unpack(vector)

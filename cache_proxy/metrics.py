@@ -26,15 +26,18 @@ EVERY = 14  # fine buckets to a coarse one: bounds that double, and fall on fine
 PLAIN = (
     ("collapsed", "Misses that shared somebody else's upstream call."),
     ("refresh", "Misses that the client asked for."),
-    ("shadow", "Misses that would have been hits."),
-    ("stored", "Answers stored."),
+    ("shadow", "Misses that were only looked up."),
+    ("stored", "Answers good enough to store."),
+    ("unstored", "Of those, answers that the store did not take."),
     ("ledger.lost_hours", "Hours of counts dropped while the store was away."),
     ("ledger.failed_flushes", "Writes of counts that the store did not take."),
 )
 LABELLED = (
     ("veto", "guard", "Neighbours that a guard refused."),
     ("discard", "reason", "Answers that were not stored."),
+    ("rejected", "why", "Stored values that were read and not believed."),
     ("audit", "verdict", "Served semantic hits compared with a fresh answer."),
+    ("tightened", "to", "Times wrong hits raised a threshold, and to which hundredth."),
     ("upstream.calls", "purpose", "Upstream calls that are no client's request."),
 )
 

@@ -106,6 +106,7 @@ class Policy:
     max_answer_bytes: int = 2 * 1024 * 1024
     languages: frozenset[str] | None = None  # what the encoder serves; None is any
     shadow: bool = False
+    shadow_models: tuple[str, ...] = ()  # with wildcards
     semantic_shadow: bool = False  # the encoder has no calibrated threshold: it only reports
 
 
@@ -156,6 +157,7 @@ class Entry:
     usage: Usage | None
     cost: int | None  # nano-dollars that this answer cost upstream; None when the price is unknown
     body: bytes
+    gist: str = ""  # what the text says, read once; "" when it is to be read anew
 
 
 @dataclass(frozen=True, slots=True)

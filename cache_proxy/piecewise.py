@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import canonical
+from . import canonical, decisions
 from .directives import directives
 from .errors import BadRequest, MemoryUnavailable, UpstreamUnavailable
 from .flights import Flight
@@ -68,8 +68,11 @@ class Piecewise:
 
         missing = [n for n, entry in enumerate(known) if entry is None]
         found = [entry for entry in known if entry is not None]
-        outcome.shadow = self._parts.policy.shadow or batch.asked.mode == "shadow"
+        outcome.shadow = decisions.only_looked_up(
+            outcome.model, batch.asked, self._parts.policy, exact=True
+        )
         if found and outcome.shadow:
+            outcome.tier = None if missing else "exact"
             known, missing, found = [None] * len(known), [*range(len(known))], []
             outcome.reason = "shadow"
         outcome.saved, outcome.saved_cost = _saved(found)

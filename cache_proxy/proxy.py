@@ -69,15 +69,12 @@ class Proxy:
     def __init__(self, parts: Parts) -> None:
         self.parts = self._parts = parts
         self.auditor: Auditor | None = None  # needs this proxy's way upstream; set by the wiring
-        self._policy = parts.policy
         self._no_usage: set[str] = set()  # upstreams that reject `stream_options`
 
-    def policy(self) -> Policy:
-        """The policy with the threshold in force, which audits may have tightened."""
-        threshold = self._parts.dial.threshold
-        if threshold != self._policy.threshold:
-            self._policy = replace(self._policy, threshold=threshold)
-        return self._policy
+    def policy(self, route: str) -> Policy:
+        """The policy with the threshold in force for a model, which audits may have tightened."""
+        policy, threshold = self._parts.policy, self._parts.dial.threshold(route)
+        return policy if threshold == policy.threshold else replace(policy, threshold=threshold)
 
     async def handle(self, exchange: Exchange) -> Reply:
         """The path of one request."""
@@ -142,17 +139,17 @@ class Proxy:
         if found.trouble:
             return Miss(found.trouble), found
         read = PROTOCOLS[call.request.operation].text_of
-        verdict = decisions.choose(text, found.candidates, call.asked, self.policy(), now, read)
+        policy = self.policy(call.request.model)
+        verdict = decisions.choose(text, found.candidates, call.asked, policy, now, read)
         return verdict, found
 
     def _outcome(
         self, call: Call, verdict: Hit | Miss, found: Recollection, started: float
     ) -> Outcome:
         """The record of this request, begun."""
-        shadow = (
-            self._parts.policy.shadow
-            or call.asked.mode == "shadow"
-            or (self._parts.policy.semantic_shadow and _is_semantic(verdict))
+        exact = isinstance(verdict, Hit) and verdict.tier == "exact"
+        shadow = decisions.only_looked_up(
+            call.request.model, call.asked, self._parts.policy, exact=exact
         )
         outcome = Outcome(
             kind="miss",
@@ -160,7 +157,9 @@ class Proxy:
             tenant=call.tenant,
             similarity=verdict.similarity,
             vetoes=verdict.vetoes,
-            threshold=max(self._parts.dial.threshold, call.asked.threshold or 0.0),
+            threshold=max(
+                self._parts.dial.threshold(call.request.model), call.asked.threshold or 0.0
+            ),
             encode_ms=found.encode_ms,
             shadow=shadow,
             refresh=call.asked.no_cache,
@@ -308,7 +307,7 @@ class Proxy:
         if self.auditor is None or landing.answer is None or not landing.stored:
             return
         text = call.request.text or ""
-        near = decisions.nearest(text, found.candidates, self.policy())
+        near = decisions.nearest(text, found.candidates, self.policy(call.request.model))
         if near is not None:
             source: Source = "shadow" if outcome.shadow else "miss"
             self.auditor.observe(call, near, landing.answer, source)
@@ -390,10 +389,6 @@ def _with_usage(exchange: Exchange, call: Call | None) -> bytes | None:
         exchange.body, canonical.load(exchange.body)
     )
     return asked
-
-
-def _is_semantic(verdict: Hit | Miss) -> bool:
-    return isinstance(verdict, Hit) and verdict.tier == "semantic"
 
 
 def _unread(call: Call, accepted: bool) -> str:

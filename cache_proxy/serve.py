@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import logging
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 import uvicorn
@@ -269,6 +270,20 @@ def _worker(
     uvloop.run(_serve(settings, url, proxy_socket, admin_socket, None, lambda: None))
 
 
+class _Stderr(io.TextIOBase):
+    """Whatever stderr is now. A line that cannot be written there (closed, its reader gone) is
+    lost, and never an error of the request that had something to say."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def quiet(level: str) -> None:
     """Our own log lines go to stderr; the server's and the libraries' only when they matter."""
     structlog.configure(
@@ -278,7 +293,7 @@ def quiet(level: str) -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     every call."""
     shadow: bool = False
     """Look up and report, but always answer from upstream."""
+    shadow_models: Names = ()
+    """The same for requests of these models only; `*` stands for anything."""
 
     tenancy: str = "per-key"
     """Who shares answers: `per-key`, `header:<name>` (the app names its user), or `shared`."""

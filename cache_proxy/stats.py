@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,17 @@ from .counters import Field, parse_field
 from .ledger import CounterStore
 from .tally import Tally, audits, numbers, requests, shadow, share
 
-__all__ = ["By", "Churn", "Report", "as_json", "collect", "parse_since", "render"]
+__all__ = [
+    "By",
+    "Churn",
+    "Report",
+    "as_json",
+    "collect",
+    "parse_since",
+    "render",
+    "shadow_table",
+    "wrong_rate",
+]
 
 By = Literal["model", "tenant", "day", "tier", "reason"]
 
@@ -331,13 +342,15 @@ def shadow_table(report: Report) -> RenderableType:
     rows = shadow(report.total)
     if not rows:
         return Group(_title(report), "no data: no request was looked up in shadow mode")
-    table = _table("threshold", "would hit", "hit rate", "wrong", "wrong share", "95 %")
+    names = ("threshold", "would hit", "hit rate", "by meaning", "wrong", "share", "95 %")
+    table = _table(*names)
     for row in rows:
-        interval = f"{_percent(row['low'])} to {_percent(row['high'])}" if row["hits"] else "-"
+        interval = f"{_percent(row['low'])} to {_percent(row['high'])}" if row["semantic"] else "-"
         table.add_row(
             f"{row['threshold']:.2f}",
             str(row["hits"]),
             _percent(row["hit_rate"]),
+            str(row["semantic"]),
             str(row["wrong"]),
             _percent(row["wrong_rate"]),
             interval,
@@ -348,9 +361,18 @@ def shadow_table(report: Report) -> RenderableType:
 def _quality(tally: Tally) -> RenderableType:
     said = audits(tally)
     if said["rate"] is None:
-        return Text("wrong hits: none audited yet", "dim")
-    text = f"wrong hits: {said['wrong']:,} of {said['audited']:,} audited, {_percent(said['rate'])}"
-    return Text(f"{text} (95 %: {_percent(said['low'])} to {_percent(said['high'])})")
+        return Text("wrong-hit rate unknown: no semantic hit was audited", "dim")
+    threshold = numbers(tally)["tightened"]
+    text = "" if threshold is None else f"; wrong hits raised a threshold to {threshold:.2f}"
+    return Text(wrong_rate(said) + text)
+
+
+def wrong_rate(said: Mapping[str, Any]) -> str:
+    """ "wrong-hit rate 0.4 % (95 %: 0.1 to 1.1 %, 500 audited)"; the interval rounded outwards."""
+    low = math.floor(round(said["low"] * 1_000, 6)) / 10
+    high = math.ceil(round(said["high"] * 1_000, 6)) / 10
+    rate = f"wrong-hit rate {said['rate'] * 100:.1f} %"
+    return f"{rate} (95 %: {low:.1f} to {high:.1f} %, {said['audited']:,} audited)"
 
 
 def _held(report: Report) -> RenderableType:

@@ -26,6 +26,7 @@ __all__ = [
     "share",
 ]
 
+SOURCES = ("audit", "miss", "shadow", "report")  # of labels
 QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
@@ -61,6 +62,7 @@ def numbers(tally: Tally) -> dict[str, Any]:
         "hit_rate": share(hit, asked),
         "hit_rate_cacheable": share(hit, asked - bypassed),
         "stored": tally.sum("stored"),
+        "unstored": tally.sum("unstored"),
         "discards": tally.details("discard"),
         "vetoes": tally.details("veto"),
         "tokens_saved": _tokens(tally, "saved"),
@@ -78,6 +80,8 @@ def numbers(tally: Tally) -> dict[str, Any]:
         },
         "latency_ms": {timer: percentiles(tally, timer) for timer in TIMERS},
         "audits": audits(tally),
+        "tightened": _strictest(tally),
+        "labels": {source: _pool(labels(tally, source)) for source in SOURCES},
     }
 
 
@@ -108,35 +112,61 @@ def audits(tally: Tally) -> dict[str, float | int | None]:
     }
 
 
-def labels(tally: Tally, source: str) -> Labels:
-    """What was learnt from one source, by bin of the score."""
+def labels(tally: Tally, *sources: str, encoder: str | None = None) -> Labels:
+    """What was learnt from these sources, by bin of the score; an encoder's own, if one is named:
+    a score says nothing about another's."""
     found = Labels()
-    for detail, count in tally.details(f"label.{source}").items():
-        word, _, place = detail.partition(".")
-        found.add(int(place), wrong=word == "wrong", count=count)
+    for source in sources:
+        for detail, count in tally.details(f"label.{source}").items():
+            word, place, *of = detail.split(".")
+            if encoder is None or of == [encoder]:
+                found.add(int(place), wrong=word == "wrong", count=count)
     return found
 
 
+def _pool(found: Labels) -> list[dict[str, float | int]]:
+    """Labels by hundredth of the score, from near to far."""
+    places = sorted(found.right.keys() | found.wrong.keys(), reverse=True)
+    return [
+        {
+            "score": place / BINS,
+            "right": found.right.get(place, 0),
+            "wrong": found.wrong.get(place, 0),
+        }
+        for place in places
+    ]
+
+
 def shadow(tally: Tally) -> list[dict[str, float | int | None]]:
-    """What each threshold would have served of the requests that were only looked up."""
-    asked, found = tally.sum("shadow"), labels(tally, "shadow")
+    """What each threshold would have served of the requests that were only looked up.
+
+    Exact hits count as hits at any threshold; wrong ones are looked for among the others only.
+    """
+    asked, exact = tally.sum("shadow"), tally.sum("shadow.exact")
+    found = labels(tally, "shadow")
     rows = []
     for place in range(80, BINS):
-        hits, wrong = found.above(place)
-        low, high = interval(wrong, hits)[1:] if hits else (None, None)
+        semantic, wrong = found.above(place)
+        low, high = interval(wrong, semantic)[1:] if semantic else (None, None)
         rows.append(
             {
                 "threshold": place / BINS,
                 "requests": asked,
-                "hits": hits,
-                "hit_rate": share(hits, asked),
+                "hits": exact + semantic,
+                "semantic": semantic,
+                "hit_rate": share(exact + semantic, asked),
                 "wrong": wrong,
-                "wrong_rate": share(wrong, hits),
+                "wrong_rate": share(wrong, semantic),
                 "low": low,
                 "high": high,
             }
         )
     return rows if asked else []
+
+
+def _strictest(tally: Tally) -> float | None:
+    """The highest threshold that wrong hits led to in this time; None when they led to none."""
+    return max((int(place) / BINS for place in tally.details("tightened")), default=None)
 
 
 def share(part: int, whole: int) -> float | None:

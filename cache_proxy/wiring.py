@@ -19,13 +19,13 @@ from pathlib import Path
 import structlog
 
 from embeddings import Encoder, EncoderError, Index, Worker, load, self_test
-from embeddings.background import background
+from embeddings.background import background, rests_on
 
 from .acceptance import Acceptance
 from .admin import admin_app
 from .app import App
 from .audit import Auditor
-from .dial import Dial, Labels
+from .dial import Dial
 from .errors import ConfigError, MemoryUnavailable
 from .explain import Explainer, Partitions
 from .flights import Flights
@@ -55,6 +55,7 @@ _STORE_OVERHEAD = 1.5
 _DRAIN_SECONDS = 2.0
 # How far back audits count towards the threshold in force.
 _AUDITS_SECONDS = 30 * 86_400
+_LABELS_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ def policy(settings: Settings, encoder: Encoder | None) -> Policy:
         max_answer_bytes=settings.max_answer_bytes,
         languages=encoder.languages if encoder else None,
         shadow=settings.shadow,
+        shadow_models=tuple(settings.shadow_models),
         semantic_shadow=encoder is not None and threshold is None,
     )
 
@@ -152,7 +154,9 @@ async def sidecar(
     store = open_store(settings, store_url, fingerprint=fingerprint)
     worker = Worker(encoder, Index(encoder.dimension)) if encoder else None
     prices = PriceBook(overrides=_overrides(settings), clock=time.time)
-    ledger = Ledger(process=secrets.token_hex(6), clock=time.time, prices=prices)
+    ledger = Ledger(
+        process=secrets.token_hex(6), clock=time.time, prices=prices, encoder=_labels_of(encoder)
+    )
     upstream = Upstream(
         max_connections=settings.max_connections, connect_seconds=settings.connect_seconds
     )
@@ -161,12 +165,23 @@ async def sidecar(
         worker=worker,
         deadline_seconds=settings.cache_ms / 1_000,
         lens=encoder.lens if encoder else None,
+        note_unstored=ledger.record_unstored,
     )
     secret = store_secret(settings)
     now = asyncio.get_running_loop().time
     record = _logged(ledger.record) if settings.log_level == "debug" else ledger.record
     chosen = policy(settings, encoder)
-    dial = Dial(chosen.threshold, settings.wrong_budget, await _audited(store))
+    basis = "your setting" if settings.threshold else rests_on(encoder) if encoder else "no encoder"
+    if chosen.semantic_shadow and encoder:
+        log.warning(
+            "similar prompts are only looked up and counted, not served",
+            model=encoder.name,
+            threshold=chosen.threshold,
+            rests_on=basis,
+            change="set threshold; cache-proxy tune finds one on your own pairs",
+        )
+    dial = Dial(chosen.threshold, settings.wrong_budget)
+    await _relearn(dial, store, _labels_of(encoder))
     parts = Parts(
         policy=chosen,
         dial=dial,
@@ -224,6 +239,11 @@ async def sidecar(
         memory=memory,
         acceptance=parts.acceptance,
         policy=proxy.policy,
+        rests_on=lambda model: (
+            f"wrong hits, which raised it from {dial.configured:.3f}"
+            if dial.threshold(model) > dial.configured
+            else basis
+        ),
         partitions=parts.partitions,
         clock=time.time,
         now=now,
@@ -256,6 +276,7 @@ async def sidecar(
     tasks = [
         asyncio.create_task(memory.run()),
         asyncio.create_task(ledger.run(store)),
+        asyncio.create_task(_follow_labels(dial, ledger, store, _labels_of(encoder))),
     ]
     try:
         yield Sidecar(app, admin, memory, ledger, chosen)
@@ -274,14 +295,39 @@ async def sidecar(
             worker.close(_DRAIN_SECONDS)
 
 
-async def _audited(store: Store) -> Labels:
-    """What earlier audits found; nothing when the store does not say."""
+def _labels_of(encoder: Encoder | None) -> str:
+    """Scores of one encoder say nothing about another's: the name that labels are kept under."""
+    return encoder.fingerprint[:8] if encoder else "none"
+
+
+async def _relearn(dial: Dial, store: Store, encoder: str) -> None:
+    """Take what audits and reports found of late, in all processes; as it was when the store does
+    not say."""
     now = time.time()
     try:
-        report = await collect(store, now - _AUDITS_SECONDS, now)
+        report = await collect(store, now - _AUDITS_SECONDS, now, "model")
     except MemoryUnavailable:
-        return Labels()
-    return labels(report.total, "audit")
+        return
+    found = {
+        model: labels(tally, "audit", "report", encoder=encoder)
+        for model, tally in report.groups.items()
+    }
+    before = dial.tightened
+    dial.relearn({model: pool for model, pool in found.items() if pool.right or pool.wrong})
+    for model, threshold in dial.tightened.items():
+        if before.get(model) != threshold:
+            log.warning("threshold", model=model, now=threshold, why="wrong hits found earlier")
+
+
+async def _follow_labels(dial: Dial, ledger: Ledger, store: Store, encoder: str) -> None:
+    """Keep up with the labels of other processes, and let old ones go, until cancelled."""
+    while True:
+        await asyncio.sleep(_LABELS_SECONDS)
+        try:
+            await ledger.flush(store)  # or this process's latest would be forgotten
+        except MemoryUnavailable:
+            continue
+        await _relearn(dial, store, encoder)
 
 
 def _overrides(settings: Settings) -> Sequence[Override]:

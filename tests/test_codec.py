@@ -28,6 +28,7 @@ ENTRY = Entry(
     usage=Usage(12, 200, 3, 4),
     cost=123_456,
     body=b'{"choices":[]}',
+    gist='0123456789abcdef["thời tiết",["vi"]]',
 )
 VECTOR = bytes(range(256)) * 3
 
@@ -50,6 +51,7 @@ entries = st.builds(
     usage=st.none() | st.builds(Usage, counts, counts, counts, counts),
     cost=st.none() | counts,
     body=st.binary(max_size=200),
+    gist=words,
 )
 
 
@@ -94,7 +96,7 @@ def test_a_flipped_bit_anywhere_is_noticed() -> None:
         lambda value: value[:-1],
         lambda value: value + b"x",
         lambda value: b"XXX" + value[3:],
-        lambda value: value[:3] + b"\x02" + value[4:],
+        lambda value: value[:3] + b"\x01" + value[4:],
         lambda value: value * 2,
         lambda value: bytes(len(value)),
         lambda value: b"\x80\x04N." + value,

@@ -32,7 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
                 "purges",
                 "scripts",
             ),
-            *("agreement", "certify", "dial", "score"),
+            *("agreement", "certify", "dial", "gist", "score"),
             *("protocols", "protocols.sse", "protocols.chat", "protocols.completions"),
             *("protocols.embeddings_api", "protocols.openai_request", "protocols.openai_answer"),
             *("upstream", "upstream.routes"),

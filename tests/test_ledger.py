@@ -179,7 +179,7 @@ async def test_upstream_calls_of_our_own_are_no_requests() -> None:
     assert sum(store.sum(kind) for kind in KINDS) == 0
     assert (store.sum("upstream.calls"), store.sum("upstream.nano", "audit")) == (2, 99)
     assert (store.sum("audit", "wrong"), store.sum("audit", "right")) == (1, 1)
-    assert store.sum("label.audit", "wrong.95") == 1
+    assert store.sum("label.audit", "wrong.95.none") == 1
 
 
 async def test_only_changes_are_written_and_writing_twice_is_harmless() -> None:

@@ -15,6 +15,7 @@ import fakeredis
 import numpy as np
 import pytest
 
+from cache_proxy.gist import gist
 from cache_proxy.memory import Memory, Recollection
 from cache_proxy.model import Entry, Selector, Usage
 from cache_proxy.store import Store
@@ -181,7 +182,7 @@ async def test_who_looks_right_after_a_remembering_waits_for_it(here: Process) -
     made = entry("apples")
     here.memory.remember(made, here.memory.embed(made.text).embedding, WEEK)
     look = await here.memory.look(made.digest, SHELF, TOKEN, asyncio.get_running_loop().time())
-    assert look.entry == made
+    assert look.entry == replace(made, gist=gist(made.text))
     assert await here.found("apples") == ["apples"]
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import time
 from pathlib import Path
 
 import orjson
 import pytest
+import structlog
 from redis import Redis
 from typer.testing import CliRunner
 
 from cache_proxy.cli import app
+from cache_proxy.serve import quiet
 from tests.conftest import World
 from tests.rawhttp import Line, Told, chat, post
 from tests.scripted import Reply, Seen, echo, scripted_upstream, streamed, whole
@@ -232,6 +236,25 @@ async def test_a_bad_setting_is_one_sentence_that_names_it(
     assert ran.err.count("\n") == 1
     if setting == "secret":
         assert value not in ran.err
+
+
+def test_a_log_line_that_cannot_be_written_is_lost_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever reads stderr may go away; a request that had something to say goes on."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        quiet("info")
+        logger = structlog.get_logger("test")
+        logger.warning("read")
+        assert b"read" in os.read(read, 200)
+        os.close(read)
+        logger.warning("never read")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            stderr.close()
+    structlog.reset_defaults()
 
 
 async def test_an_empty_data_dir_is_no_data_and_no_error(tmp_path: Path) -> None:

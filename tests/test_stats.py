@@ -49,6 +49,7 @@ NESTED = {
     "tokens_saved": {"input", "output"},
     "tokens_spent": {"input", "output"},
     "audits": {"audited", "wrong", "rate", "low", "high"},
+    "labels": {"audit", "miss", "shadow", "report"},
 }
 
 
@@ -160,6 +161,27 @@ async def test_nothing_counted_is_no_data(world: World) -> None:
     assert said["audits"] == {"audited": 0, "wrong": 0, "rate": None, "low": None, "high": None}
     assert said["churn"]["field"] is None
     assert "no data" in printed(report)
+
+
+async def test_labels_are_told_by_source_and_score(world: World) -> None:
+    """And by model, where that is asked for; what wrong hits led to is told as well."""
+    for score, wrong in ((0.931, False), (0.934, False), (0.936, True), (0.88, True)):
+        world.ledger.record_label("miss", score, wrong=wrong, model="m")
+    world.ledger.record_label("report", 0.95, wrong=True, model="n")
+    world.ledger.record_tightened(0.96, model="n")
+    said = as_json(await world.report("model"))
+    assert said["labels"]["miss"] == [
+        {"score": 0.93, "right": 2, "wrong": 1},
+        {"score": 0.88, "right": 0, "wrong": 1},
+    ]
+    groups = {group["model"]: group for group in said["by"]}
+    assert groups["m"]["labels"]["report"] == []
+    assert groups["n"]["labels"]["report"] == [{"score": 0.95, "right": 0, "wrong": 1}]
+    assert (said["tightened"], groups["m"]["tightened"], groups["n"]["tightened"]) == (
+        0.96,
+        None,
+        0.96,
+    )
 
 
 async def test_money_without_any_price_is_unknown_not_zero(world: World) -> None:
@@ -312,7 +334,7 @@ async def test_the_table_says_what_the_json_says(world: World) -> None:
         "prices as of 2026-11-09 genai-prices 0.2.3",
         "no-neighbour",
         "negation",
-        "wrong hits: 0 of 1 audited, 0.0% (95 %: 0.0% to 97.5%)",
+        "wrong-hit rate 0.0 % (95 %: 0.0 to 97.5 %, 1 audited)",
         "12 entries",
         "by model",
     ):

@@ -184,8 +184,11 @@ async def test_a_pair_scores_what_serving_scores(
         answered = await world.ask(pair.b, key=f"sk-{number}")
         match judged[pair]:
             case Unserved(why):
-                assert (answered.kind, answered.reason) == ("MISS", "guard")
-                assert answered.headers["x-cache-veto"] == why
+                assert answered.kind == "MISS"
+                # Far off, it is not worth telling which guard objects.
+                near = answered.reason == "guard"
+                assert answered.headers.get("x-cache-veto") == (why if near else None)
+                assert near or float(answered.headers["x-cache-similarity"]) < 0.92
             case found:
                 assert float(answered.headers["x-cache-similarity"]) == pytest.approx(
                     found, abs=6e-4
