@@ -48,6 +48,7 @@ EPOCHS = {"all": 4, "general": 3}
 OFFSETS = (0.02, 0.0)
 _TRADES = frozenset({"banking77, after the stream", "clinc150, unlike only"})
 VALIDATION_STREAM = 3_000  # prompts of Banking77, shuffled by SEED, that training never sees
+_MEASURED = 12_000  # pairs of one set at most that the weights are fitted to
 _POOL = 2_500  # prompts among which each prompt's neighbours are looked for
 _NEIGHBOURS = 8
 _FLOOR = 0.5  # cosine; what lies further off is never a candidate
@@ -140,7 +141,7 @@ def tuning(data: Path) -> dict[str, list[tuple[str, str, bool]]]:
         "quora, even rows": [pair[:3] for pair in load("quora", data)[0::2]],
         "kmemo, near misses": [(row["a"], row["b"], row["shouldMatch"]) for row in near_misses],
         # Vietnamese prompts are matched exactly with this encoder.
-        "own pairs": [pair[:3] for pair in load(TUNING_FILES[0])],
+        "own pairs": [pair[:3] for name in TUNING_FILES if ".en." in name for pair in load(name)],
     }
 
 
@@ -173,10 +174,13 @@ def gather(data: Path, texts: Texts) -> dict[str, Labelled]:
     bank, other = banking(data)[VALIDATION_STREAM:], clinc(data)
     texts.add(text for rows in pairs.values() for pair in rows for text in pair[:2])
     texts.add(text for text, _ in (*bank, *other))
-    counts = {"quora, even rows": (3, 1.0), "kmemo, near misses": (8, 3.0), "own pairs": (6, 3.0)}
+    # So few written pairs teach a projection themselves and nothing more: crossed over, what it
+    # then keeps of the other half falls by four points. They weigh in the score alone.
+    counts = {"quora, even rows": (3, 1.0), "kmemo, near misses": (0, 1.0), "own pairs": (0, 1.0)}
     found = {}
     for name, rows in pairs.items():
-        left, right = (texts.rows([pair[side] for pair in rows]) for side in (0, 1))
+        left = texts.rows([pair[0] for pair in rows])
+        right = texts.rows([pair[1] for pair in rows])
         same = np.array([pair[2] for pair in rows])
         whole = texts.fits[left] & texts.fits[right]
         found[name] = Labelled(left[whole], right[whole], same[whole], *counts[name])
@@ -281,6 +285,14 @@ def rarity(texts: Iterable[str]) -> dict[str, float]:
         for word, held in holders.items()
         if held >= _FEWEST and not word.isdigit()
     }
+
+
+def thinned(part: Labelled) -> Labelled:
+    """An even sample of a large set that weighs as much as all of it."""
+    step = -(-len(part.same) // _MEASURED)
+    return Labelled(
+        part.left[::step], part.right[::step], part.same[::step], part.repeat, part.weight * step
+    )
 
 
 def measured(
@@ -399,11 +411,12 @@ def main() -> None:
         )
         for half in (0, 1)
     }
-    parts = {name: measured(part, texts, names, halves) for name, part in sets.items()}
+    fitted = {name: thinned(part) for name, part in sets.items()}
+    parts = {name: measured(part, texts, names, halves) for name, part in fitted.items()}
     features = np.concatenate([rows for rows, _ in parts.values()])
     same = np.concatenate([labels for _, labels in parts.values()])
     weight = np.concatenate(
-        [np.full(len(labels), sets[name].weight) for name, (_, labels) in parts.items()]
+        [np.full(len(labels), fitted[name].weight) for name, (_, labels) in parts.items()]
     )
     values, bias = regress(features, same, weight)
     unit = values[0] + values[1]

@@ -22,7 +22,8 @@ from cache_proxy.facts import Facts
 
 __all__ = ["FEATURES", "WEIGHTS", "Weights", "adjusted", "features", "read"]
 
-FEATURES = ("cosine", "learned", "shared", "rare", "extra")
+_MANY = 12  # little words; a long polite frame is no more than a frame
+FEATURES = ("cosine", "learned", "shared", "rare", "extra", "part", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ def features(cosine: float, learned: float, a: Facts, b: Facts) -> tuple[float, 
     """What the sum is made of, in the order of FEATURES. None depends on which text is which."""
     left, right = frozenset(a.content), frozenset(b.content)
     both = left & right
+    lone = min(len(left), len(right)) - len(both)
     return (
         cosine,
         learned,
@@ -46,6 +48,10 @@ def features(cosine: float, learned: float, a: Facts, b: Facts) -> tuple[float, 
         # How telling the most telling word is that each has and the other lacks.
         min(_heaviest(left - both), _heaviest(right - both)),
         max(len(left), len(right)) - len(both),
+        # One of the two only adds: a frame, or a condition that no guard knows.
+        float(lone == 0 and left != right),
+        # How they are put: the little words that only one of them has.
+        min(_MANY, len((a.words ^ b.words) & lexicon.STOP)),
     )
 
 

@@ -31,6 +31,37 @@ def test_more_alike_never_counts_as_less(one: float, other: float, learned: floa
     assert -1.0 <= adjusted(one, learned, ASKED, STORED) <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("stored", "part", "function"),
+    [
+        ("What is a closure?", 0.0, 0.0),
+        ("What is a closure in Swift?", 1.0, 1.0),
+        ("So what are closures, and what is one for?", 0.0, 6.0),
+        ("What is a mutex?", 0.0, 0.0),
+    ],
+    ids=["the same", "one adds", "put in other words", "each has its own"],
+)
+def test_the_score_sees_what_one_adds_and_how_both_are_put(
+    stored: str, part: float, function: float
+) -> None:
+    """A text that only adds to the other is told from one that says something else, and little
+    words from telling ones."""
+    told = features(1.0, 1.0, facts("What is a closure?"), facts(stored))
+    assert told[FEATURES.index("part")] == part
+    assert told[FEATURES.index("function")] == function
+
+
+def test_a_long_frame_counts_no_more_than_a_frame() -> None:
+    """However many little words stand around it, they carry no other question over."""
+    told = [
+        features(1.0, 1.0, ASKED, facts(f"{frame} how do I reset my password?"))
+        for frame in ("so if you or he or they would be with me and at it on or off this,",
+                      "so if you or he or they would be with me and at it on or off this, for what"
+                      " or whom it was, from where and when, by which of those and why,")
+    ]  # fmt: skip
+    assert told[0][FEATURES.index("function")] == told[1][FEATURES.index("function")] == 12
+
+
 @given(COSINES, COSINES)
 def test_it_does_not_matter_which_text_came_first(cosine: float, learned: float) -> None:
     """Stored and asked may change places."""
@@ -39,7 +70,7 @@ def test_it_does_not_matter_which_text_came_first(cosine: float, learned: float)
 
 def test_the_calibrated_threshold_stands_where_the_weights_say() -> None:
     """A sum of exactly `at` scores exactly the threshold: the knob keeps its meaning."""
-    bare = replace(WEIGHTS, values=(0.0, 1.0, 0.0, 0.0, 0.0))
+    bare = replace(WEIGHTS, values=tuple(float(name == "learned") for name in FEATURES))
     assert adjusted(0.0, bare.at, ASKED, STORED, bare) == pytest.approx(bare.threshold)
     assert adjusted(0.0, bare.at - 0.01, ASKED, STORED, bare) < bare.threshold
     assert adjusted(0.99, bare.at, ASKED, STORED, bare) == pytest.approx(0.99)
