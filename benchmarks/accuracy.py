@@ -170,7 +170,7 @@ def _pair_sets(data: Path) -> Iterator[tuple[str, list[Pair]]]:
     yield "cannot", load("cannot", data)
     yield "xquad vi", load("xquad", data)
     for name in TUNING_FILES:
-        yield f"own {_language(name)}, tuning", load(name)
+        yield f"own {name.removesuffix('.jsonl')}, tuning", load(name)
     for name in HELD_OUT_FILES:
         yield f"own {_language(name)}, held out", load_held_out(name)
 
