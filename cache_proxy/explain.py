@@ -134,11 +134,12 @@ class Explainer:
             look = await self._memory.look(call.digest, call.partition, call.token, self._now())
         except MemoryUnavailable as exc:
             return said | _passed_by(Bypass(exc.part))
-        said["accepted"] = look.accepted is not None
+        accepted = look.accepted is not None or not exchange.routed.provider.judges
+        said["accepted"] = accepted
         said["exact"] = look.entry.digest.hex() if look.entry else None
-        if look.entry and look.accepted is not None:
+        if look.entry and accepted:
             return said | {"verdict": "hit", "tier": "exact", "reason": "", "change": ""}
-        return said | await self._by_meaning(call, policy, accepted=look.accepted is not None)
+        return said | await self._by_meaning(call, policy, accepted=accepted)
 
     async def _by_meaning(self, call: Call, policy: Policy, *, accepted: bool) -> dict[str, Any]:
         said: dict[str, Any] = {"differs": self._partitions.differing(call)}

@@ -23,7 +23,8 @@ from cache_proxy import stats
 from cache_proxy.embedded import EmbeddedValkey
 from cache_proxy.serve import bind, running
 from cache_proxy.upstream.client import Upstream
-from cache_proxy.wiring import Sidecar
+from cache_proxy.wiring import Sidecar, open_encoder
+from embeddings import Encoder
 from tests.scripted import ScriptedUpstream, scripted_upstream
 
 _names = itertools.count(1)
@@ -139,6 +140,23 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_encoder() -> Iterator[None]:
+    """The packaged model is loaded once: a session starts some hundreds of sidecars."""
+    opened: dict[str, Encoder | None] = {}
+
+    def open_once(settings: configuration.Settings) -> Encoder | None:
+        if settings.model != "all-MiniLM-L6-v2":
+            return open_encoder(settings)
+        if settings.model not in opened:
+            opened[settings.model] = open_encoder(settings)
+        return opened[settings.model]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cache_proxy.serve.open_encoder", open_once)
+        yield
+
+
 WorldMaker = Callable[..., Any]
 
 
@@ -163,6 +181,8 @@ def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
                     "key_prefix": f"t{next(_names)}-{time.time_ns()}",
                     # These tests ask what is served, not how fast a busy machine is.
                     "audit_share": 0,  # an audit more or less would make every count a guess
+                    # Likewise a retry; tests of them ask for them.
+                    "retry": {"attempts": 1},
                     "cache_ms": 5_000,
                     "store_ms": 1_000,
                 }
