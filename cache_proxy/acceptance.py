@@ -1,7 +1,8 @@
 """Which credentials upstream has accepted: only those are served hits.
 
-The proxy cannot judge a key; upstream can. Its verdicts are kept in the store for a day under a MAC
-of the exact token. When the last one is old, a question that costs nothing asks again.
+The proxy cannot judge a key that it passes on; upstream can. Its verdicts are kept in the store for
+a day under a MAC of the exact token. When the last one is old, a question that costs nothing asks
+again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from contextlib import suppress
 
 from .errors import MemoryUnavailable, UpstreamUnavailable
 from .store import Look, Store
-from .upstream.client import Upstream
-from .upstream.routes import Headers, forward
+from .upstream.providers import Provider
+from .upstream.relay import Relay
+from .upstream.routes import Headers
 
 __all__ = ["Acceptance"]
 
@@ -29,39 +31,40 @@ _BAD_KEY_BYTES = 4_096
 
 
 class Acceptance:
-    """Built with `probe_url` "" when no free question is known for the provider."""
+    """Built once for all providers. Where a provider gets a key of ours it judges no client: then
+    everybody who was let in counts as accepted."""
 
     def __init__(
         self,
         *,
         store: Store,
-        upstream: Upstream,
-        probe_url: str,
+        relay: Relay,
         strict: bool,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._upstream = upstream
-        self._probe_url = probe_url
+        self._relay = relay
         self._strict = strict
         self._clock = clock
         self._probing: dict[bytes, asyncio.Task[bool]] = {}
 
-    def fresh(self, look: Look) -> bool:
+    def fresh(self, look: Look, provider: Provider) -> bool:
         """Was this credential accepted just now? The quick half of `holds`."""
-        return look.accepted is not None and self._clock() - look.accepted <= FRESH_SECONDS
+        if look.accepted is not None and self._clock() - look.accepted <= FRESH_SECONDS:
+            return True
+        return not provider.judges
 
-    async def holds(self, look: Look, token: bytes, headers: Headers) -> bool:
+    async def holds(self, look: Look, provider: Provider, token: bytes, headers: Headers) -> bool:
         """May this credential be served from the cache?"""
+        if self.fresh(look, provider):
+            return True
         if look.accepted is None:
             return False
-        if self.fresh(look):
-            return True
-        if not self._probe_url:
+        if not provider.probe:
             return not self._strict
         probe = self._probing.get(token)
         if probe is None:
-            probe = asyncio.get_running_loop().create_task(self._probe(token, headers))
+            probe = asyncio.get_running_loop().create_task(self._probe(provider, token, headers))
             self._probing[token] = probe
             probe.add_done_callback(lambda _: self._probing.pop(token, None))
         return await asyncio.shield(probe) if self._strict else True
@@ -76,18 +79,14 @@ class Acceptance:
             elif _is_bad_key(status, body):
                 await self._store.close_token(token)
 
-    async def _probe(self, token: bytes, headers: Headers) -> bool:
+    async def _probe(self, provider: Provider, token: bytes, headers: Headers) -> bool:
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
-                asked = [(k, v) for k, v in forward(headers) if k != b"content-type"]
-                response = await self._upstream.send(
-                    "GET", self._probe_url, asked, None, read_seconds=_PROBE_SECONDS
-                )
-                await response.close()
+                status = await self._relay.probe(provider, headers, _PROBE_SECONDS)
         except (UpstreamUnavailable, TimeoutError):
             return True  # nobody said no
-        await self.note(None, token, response.status, b"")
-        return response.status != 401
+        await self.note(None, token, status, b"")
+        return status != 401
 
 
 def _is_bad_key(status: int, body: bytes) -> bool:

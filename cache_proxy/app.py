@@ -7,17 +7,28 @@ exact hit. Decides nothing about caching; knows no provider's JSON.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-from .errors import UpstreamUnavailable
+from . import canonical
+from .clients import ClientTokens
+from .errors import BadRequest, UpstreamUnavailable
 from .model import Outcome
-from .protocols.openai_answer import error
+from .protocols.faults import fault
 from .reading import Exchange
 from .reply import Reply, failure, passed_headers
-from .upstream.client import Upstream
-from .upstream.routes import Headers, forward, operation, target
+from .upstream.catalogue import Catalogue
+from .upstream.providers import Provider, Route, Router
+from .upstream.relay import Relay
+from .upstream.routes import Headers, forward, operation, protocol
 
 __all__ = ["App"]
 
@@ -42,8 +53,9 @@ class App:
         self,
         *,
         handlers: Mapping[str, Callable[[Exchange], Awaitable[Reply]]],
-        upstream: Upstream,
-        base_url: str,
+        relay: Relay,
+        router: Router,
+        clients: ClientTokens,
         record: Callable[[Outcome], None],
         max_body_bytes: int,
         body_seconds: float,
@@ -51,8 +63,10 @@ class App:
         now: Callable[[], float],
     ) -> None:
         self._handlers = handlers
-        self._upstream = upstream
-        self._base_url = base_url
+        self._relay = relay
+        self._router = router
+        self._clients = clients
+        self._catalogue = Catalogue(relay, router)
         self._record = record
         self._max_body_bytes = max_body_bytes
         self._too_large = 413, f"The request body is larger than {max_body_bytes} bytes."
@@ -81,15 +95,19 @@ class App:
         started = self._now()
         headers: Headers = scope["headers"]
         if problem := _bad_head(headers):
-            await _send(send, self._refused(*problem, started))
+            await _send(send, self._refused(scope, *problem, started))
+            return
+        if not self._clients.admit(headers, scope["query_string"]):
+            problem = 401, "This proxy wants one of its own client tokens as the key."
+            await _send(send, self._refused(scope, *problem, started, code="invalid_api_key"))
             return
         name = operation(scope["method"], scope["path"])
         if name is None:
-            await self._pass_through(scope, receive, send, watcher, started)
+            await self._other(scope, receive, send, watcher, started)
             return
         body = await self._body(headers, receive)
         if isinstance(body, tuple):
-            await _send(send, self._refused(*body, started))
+            await _send(send, self._refused(scope, *body, started))
             return
         reply = await self._handlers[name](
             Exchange(name, scope["raw_path"], scope["query_string"], headers, body, watcher.start)
@@ -123,24 +141,83 @@ class App:
         finally:
             overdue.timer.cancel()
 
-    async def _pass_through(
+    async def _other(
         self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher, started: float
     ) -> None:
-        """Any other path: byte for byte, streaming both ways, counted and nothing else."""
-        outcome = Outcome(kind="bypass", reason="passthrough")
+        """Any other path; its body is read only where the model in it says who it goes to."""
         headers: Headers = scope["headers"]
-        url = target(self._base_url, scope["raw_path"], scope["query_string"])
-        body, length = await _streamed(headers, receive, watcher)
-        forwarded = [*forward(headers), *_kept(headers, b"cache-control", b"pragma"), *length]
+        path: bytes = scope["raw_path"]
+        try:
+            if _is_json(scope) and self._router.by_body(path, headers):
+                read = await self._body(headers, receive)
+                if isinstance(read, tuple):
+                    await _send(send, self._refused(scope, *read, started))
+                    return
+                route, _ = self._router.route(path, headers, canonical.load(read))
+                body = _Body(route.body or read, len(route.body or read))
+                watcher.start()
+            else:
+                route, _ = self._router.route(path, headers, None)
+                body = await _streamed(headers, receive, watcher)
+        except BadRequest as exc:
+            told = self._refused(scope, exc.status, str(exc), started, code=exc.code)
+            await _send(send, told)
+            return
+        listed = self._router.listing(path, headers) if _lists_models(scope, route) else ()
+        if len(listed) > 1:
+            await _send(send, await self._models(scope, listed, route, started))
+        else:
+            await self._pass_through(scope, send, route, body, started)
+
+    async def _models(
+        self, scope: Scope, listed: Sequence[Provider], route: Route, started: float
+    ) -> Reply:
+        """Several providers' models in one list."""
+        outcome = Outcome(kind="bypass", reason="passthrough", status=200)
+        asked = forward(scope["headers"])
+        body, silent = await self._catalogue.models(listed, route, asked)
+        outcome.ms = (self._now() - started) * 1_000
+        if body is None:
+            outcome.kind, outcome.reason, outcome.status = "error", "upstream", 502
+            self._record(outcome)
+            message = "No provider listed its models."
+            told = fault(route.protocol, message, 502, "upstream_unavailable")
+            return failure(outcome, told, retry=True)
+        self._record(outcome)
+        headers = passed_headers(outcome, [(b"content-type", b"application/json")])
+        headers.append((b"content-length", b"%d" % len(body)))
+        if silent:
+            headers.append((b"x-upstream-missing", ", ".join(silent).encode()))
+        return Reply(200, headers, body)
+
+    async def _pass_through(
+        self, scope: Scope, send: Send, route: Route, body: _Body, started: float
+    ) -> None:
+        """Byte for byte, streaming both ways, counted and nothing else."""
+        outcome = Outcome(kind="bypass", reason="passthrough", provider=route.provider.name)
+        if scope["method"] == "POST":  # look-ups take no place in the queue
+            outcome.priority = route.priority
+        headers: Headers = scope["headers"]
+        forwarded = [*forward(headers), *_kept(headers, b"cache-control", b"pragma")]
+        if body.length is not None:
+            forwarded.append((b"content-length", b"%d" % body.length))
         try:
             try:
-                response = await self._upstream.send(
-                    scope["method"], url, forwarded, body, read_seconds=self._read_seconds
+                outcome.attempts = 1
+                response = await self._relay.pass_on(
+                    scope["method"],
+                    route,
+                    scope["query_string"],
+                    forwarded,
+                    body.content,
+                    read_seconds=self._read_seconds,
                 )
             except UpstreamUnavailable as exc:
-                outcome.kind, outcome.reason, outcome.status = "error", "upstream", exc.status_hint
-                text = error(str(exc), exc.status_hint, "upstream_unavailable")
-                await _send(send, failure(outcome, text, retry=True))
+                reason = "shed" if exc.reason == "shed" else "upstream"
+                outcome.attempts = int(reason != "shed")
+                outcome.kind, outcome.reason, outcome.status = "error", reason, exc.status_hint
+                told = fault(route.protocol, str(exc), exc.status_hint, "upstream_unavailable")
+                await _send(send, failure(outcome, told, retry=True, retry_after=exc.retry_after))
                 return
             outcome.status = response.status
             try:
@@ -156,13 +233,30 @@ class App:
             outcome.ms = (self._now() - started) * 1_000
             self._record(outcome)
 
-    def _refused(self, status: int, message: str, started: float) -> Reply:
-        outcome = Outcome(kind="error", reason="bad_request", status=status)
+    def _refused(
+        self,
+        scope: Scope,
+        status: int,
+        message: str,
+        started: float,
+        *,
+        code: str = "invalid_request",
+    ) -> Reply:
+        reason = "unauthorised" if status == 401 else "bad_request"
+        outcome = Outcome(kind="error", reason=reason, status=status)
         outcome.ms = (self._now() - started) * 1_000
         self._record(outcome)
-        reply = failure(outcome, error(message, status, "invalid_request"), retry=False)
+        told = fault(protocol(scope["raw_path"], scope["headers"]), message, status, code)
+        reply = failure(outcome, told, retry=False)
         reply.headers.append((b"connection", b"close"))  # unread bytes may still be coming
         return reply
+
+
+class _Body(NamedTuple):
+    """What a request brings, whole or as it arrives, and the length it claims."""
+
+    content: bytes | AsyncIterator[bytes] | None
+    length: int | None
 
 
 class _Overdue:
@@ -228,17 +322,15 @@ async def _send(send: Send, reply: Reply, *, head_only: bool = False) -> None:
         reply.finish()
 
 
-async def _streamed(
-    headers: Headers, receive: Receive, watcher: _Watcher
-) -> tuple[AsyncIterator[bytes] | None, Headers]:
-    """The request's body as it arrives, None when it has none, and the length it claims."""
+async def _streamed(headers: Headers, receive: Receive, watcher: _Watcher) -> _Body:
+    """The request's body as it arrives; no content when it has none."""
     first = await receive()
     if first["type"] == "http.disconnect":
         raise _Gone
-    length = _kept(headers, b"content-length")
+    length = _length(headers) if _kept(headers, b"content-length") else None
     if not first.get("more_body") and not first["body"]:
         watcher.start()
-        return None, length
+        return _Body(None, length)
 
     worker = asyncio.current_task()  # what follows is read by the HTTP client's own task
 
@@ -254,7 +346,26 @@ async def _streamed(
                 return
             message = await receive()
 
-    return chunks(), length
+    return _Body(chunks(), length)
+
+
+def _is_json(scope: Scope) -> bool:
+    """Whether a body that can be read comes with it."""
+    found = dict(scope["headers"])
+    kind = found.get(b"content-type", b"")
+    return (
+        scope["method"] == "POST"
+        and kind.startswith(b"application/json")
+        and b"content-encoding" not in found
+    )
+
+
+def _lists_models(scope: Scope, route: Route) -> bool:
+    return (
+        scope["method"] == "GET"
+        and scope["path"].endswith("/models")
+        and route.protocol == "openai"
+    )
 
 
 def _bad_head(headers: Headers) -> tuple[int, str] | None:

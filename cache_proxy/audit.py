@@ -130,6 +130,7 @@ class Auditor:
             landing.cost,
             model=case.call.request.model,
             tenant=case.call.tenant,
+            provider=case.exchange.routed.provider.name,
         )
 
     async def _compare(self, case: Case, landing: Landing) -> Verdict:

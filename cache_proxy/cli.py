@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,17 +19,10 @@ from . import settings as configuration
 from .admin import Purge, selector
 from .errors import ConfigError, MemoryUnavailable, UpstreamUnavailable
 from .explain import explanation
+from .pricing import PriceBook
 from .settings import Settings
-from .stats import (
-    By,
-    Report,
-    as_json,
-    collect,
-    parse_since,
-    render,
-    shadow_table,
-    wrong_rate,
-)
+from .stats import BYS, By, Report, as_json, collect, parse_since
+from .stats_table import render, shadow_table, wrong_rate
 from .upstream.client import Upstream
 
 __all__ = ["app", "stats_app"]
@@ -97,9 +91,10 @@ def serve(
 
 def _announce(settings: Settings, port: int, admin_port: int) -> None:
     """What to paste into the app."""
+    to = ", ".join(settings.providers) or settings.upstream
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - shown only
     print(
-        f"cache-proxy listens on http://{host}:{port} and forwards misses to {settings.upstream}\n"
+        f"cache-proxy listens on http://{host}:{port} and forwards misses to {to}\n"
         f"\n"
         f"  export OPENAI_BASE_URL=http://{host}:{port}/v1\n"
         f"  export ANTHROPIC_BASE_URL=http://{host}:{port}\n"
@@ -233,6 +228,149 @@ def audit(
     print(f"at most {bound:.1f} % at 95 % confidence; {found['unclear']} without a clear answer")
 
 
+Url = Annotated[str | None, typer.Option(help="The sidecar's base URL; where serve listens.")]
+KeyEnv = Annotated[str, typer.Option(help="The environment variable that holds the key.")]
+
+
+@app.command(epilog="Example: cache-proxy batch in.jsonl out.jsonl --concurrency 20 --rate 600/m")
+def batch(
+    requests: Annotated[Path, typer.Argument(metavar="IN", help="JSON lines to ask.")],
+    answers: Annotated[Path, typer.Argument(metavar="OUT", help="Answers are added here.")],
+    errors: Annotated[
+        Path | None, typer.Option(help="Lines that failed; OUT with .errors by default.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1_000, help="Requests at a time.")] = 20,
+    rate: Annotated[
+        str | None, typer.Option(help="Most calls upstream: 600/m, 10/s; hits do not count.")
+    ] = None,
+    url: Url = None,
+    api_key_env: KeyEnv = "OPENAI_API_KEY",
+    config: Config = None,
+) -> None:
+    """Ask a file of requests through the running sidecar, each line answered exactly once.
+
+    Files are those of OpenAI's Batch API. Lines that ask the same are asked once, and share the
+    answer. Killed or interrupted, the same command goes on where it was: what is in OUT is not
+    asked again, a failure that may pass (429, 5xx) is. Each answer is written as it comes; a power
+    loss can take those of the last seconds. Exit 0 when all is answered, 1 with errors, 130 when
+    interrupted.
+    """
+    from .batch import Batch, parse_rate, run
+
+    settings = _settings(config)
+    try:
+        with closing(Batch(requests, answers, errors or _beside(answers))) as opened:
+            code = run(
+                opened,
+                Console(),
+                base=url or _sidecar(settings),
+                key=_key(api_key_env),
+                concurrency=concurrency,
+                rate=None if rate is None else parse_rate(rate),
+                prices=_prices(settings),
+                seller=settings.upstream,
+            )
+    except ConfigError as exc:
+        _fail(exc)
+    raise typer.Exit(code)
+
+
+def _beside(answers: Path) -> Path:
+    return answers.with_name(f"{answers.stem}.errors{answers.suffix}")
+
+
+def _sidecar(settings: Settings) -> str:
+    """Where `serve` listens with the same settings."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - asked only
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+
+
+def _key(name: str) -> str:
+    """The key in that variable; none when the usual one is not set, as a local model needs none."""
+    try:
+        return configuration.variable("api_key_env", name)
+    except ConfigError:
+        if name == "OPENAI_API_KEY":
+            return ""
+        raise
+
+
+def _prices(settings: Settings) -> PriceBook:
+    from .wiring import price_overrides
+
+    return PriceBook(overrides=price_overrides(settings), clock=time.time)
+
+
+@app.command(epilog="Example: cache-proxy bench --models gpt-4.1,gpt-4.1-mini --stream")
+def bench(
+    models: Annotated[str, typer.Option(help="Models, with commas between.")],
+    via: Annotated[str, typer.Option(help="proxy, direct or both.")] = "proxy,direct",
+    requests: Annotated[int, typer.Option(min=1, help="Of each model and way.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=1_000, help="Workers.")] = 10,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="About; usage is billed.")] = 500,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Of each answer; 0 names none.")] = 64,
+    stream: Annotated[bool, typer.Option("--stream", help="Streams, with time to text.")] = False,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="One prompt for all, so that the cache answers.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG of how times spread.")] = None,
+    proxy_url: Url = None,
+    direct_url: Annotated[
+        str | None, typer.Option(help="The provider's base URL; upstream by default.")
+    ] = None,
+    api_key_env: KeyEnv = "OPENAI_API_KEY",
+    config: Config = None,
+) -> None:
+    """Measure models side by side, through the proxy and without it. This spends real tokens.
+
+    The loop is closed: each worker asks again once it has its answer, so a stall also holds back
+    requests that users would have sent meanwhile, and percentiles look better than what those users
+    would see (coordinated omission). Every prompt is new, unless --cached; connections are opened
+    and each model asked once beforehand, uncounted. req/s is what so many workers get through when
+    they do nothing else.
+    """
+    from . import bench as bench_
+
+    settings = _settings(config)
+    ways = [way.strip() for way in via.split(",") if way.strip()]
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    try:
+        if not names or not ways or not set(ways) <= {"proxy", "direct"}:
+            raise ConfigError("bench: models has a name, and via is proxy, direct or both.")
+        if plot is not None:
+            bench_.plotter()
+        direct = direct_url or settings.upstream
+        plan = bench_.Plan(
+            arms=tuple(
+                bench_.Arm(name, "proxy" if way == "proxy" else "direct")
+                for name in dict.fromkeys(names)
+                for way in dict.fromkeys(ways)
+            ),
+            bases={"proxy": proxy_url or _sidecar(settings), "direct": direct},
+            requests=requests,
+            concurrency=concurrency,
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            stream=stream,
+            cached=cached,
+        )
+        measured = bench_.run(plan, _key(api_key_env), Console(stderr=True))
+        told = bench_.report(measured, _prices(settings), direct)
+        if plot is not None:
+            bench_.plot(measured, plot)
+    except ConfigError as exc:
+        _fail(exc)
+    if json_:
+        print(json.dumps(told, indent=2))
+    elif markdown:
+        print(bench_.markdown(told))
+    else:
+        Console().print(bench_.table(told), width=240, crop=False)
+    raise typer.Exit(130 if measured.interrupted else 0)
+
+
 @app.command(epilog="Example: cache-proxy bad 3f9c... --prompt 'Turn off dark mode'")
 def bad(
     entry: Annotated[str, typer.Argument(help="X-Cache-Entry of the wrong answer.")],
@@ -255,7 +393,7 @@ def bad(
 @stats_app.command(epilog="Example: cache-stats --since 24h --by model")
 def stats(
     since: Annotated[str, typer.Option(help="How far back: 7d, 24h, 30m or a date.")] = "7d",
-    by: Annotated[str | None, typer.Option(help="model, tenant, day, tier or reason.")] = None,
+    by: Annotated[str | None, typer.Option(help=f"{', '.join(BYS[:-1])} or {BYS[-1]}.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     shadow: Annotated[
         bool, typer.Option("--shadow", help="What each threshold would have served.")
@@ -267,9 +405,9 @@ def stats(
 ) -> None:
     """Hit rate, savings and latency, from the persisted counters; the proxy need not run."""
     settings = _settings(config, data_dir=data_dir, redis_url=redis_url)
-    if by is not None and by not in ("model", "tenant", "day", "tier", "reason"):
-        _fail(ConfigError("by: is one of model, tenant, day, tier, reason."))
-    grouping: By | None = by  # type: ignore[assignment]
+    if by is not None and by not in BYS:
+        _fail(ConfigError(f"by: is one of {', '.join(BYS)}."))
+    grouping: By | None = by
     try:
         parse_since(since, time.time())
     except ValueError as exc:

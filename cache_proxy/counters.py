@@ -18,9 +18,11 @@ __all__ = [
     "KINDS",
     "LAST_BUCKET",
     "OTHER",
+    "PROVIDERS_PURSE",
     "PURSES",
     "SEP",
     "TIMERS",
+    "UNNAMED",
     "Field",
     "Hour",
     "Names",
@@ -51,11 +53,21 @@ KINDS = ("hit", "miss", "bypass", "error")
 # "compared" are misses that had a predecessor of the same tenant and model; "churned" counts, by
 # request field, those in which that field differed from the predecessor's.
 
+# Of the way upstream. "attempt" counts every call made, with detail "<provider>.<why>": "first",
+# "retry" or "fallback". By provider: "shed" (requests turned away unsent), "fell" (requests that it
+# answered in another's stead) and, for named ones, "routed" ("<provider>.<kind of request>").
+# By class and its target in milliseconds ("critical.500"), for requests that have a class:
+# "class" are the requests, "within" those whose good answer began within the target. "ms.class" and
+# "ms.provider" are durations as below, of good answers until they began and of upstream calls.
+UNNAMED = "upstream"  # the one provider, when the configuration names none
+
 # Tokens and money, each purse with the counters "<purse>.in", ".out" (tokens), ".nano" (dollars),
 # ".unpriced" (calls whose price or usage is unknown) and ".unpriced_tokens". Their details: saved:
 # "exact", "semantic", "collapsed"; spent: the kind of request; upstream: the purpose of a call that
 # is no request (audit, probe, revalidation).
 PURSES = ("saved", "spent", "upstream")
+# The last two again, by named provider: never to be added to them.
+PROVIDERS_PURSE = "provider"
 
 # Durations: "ms.<timer>" by bucket, and "us.<timer>", their sum in microseconds. A bucket's detail
 # is its number, after the tier and a dot where there is one ("exact.210").

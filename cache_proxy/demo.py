@@ -24,7 +24,8 @@ from rich.table import Table
 
 from . import settings as configuration
 from .serve import bind, embedded_store, quiet, running
-from .stats import collect, render
+from .stats import collect
+from .stats_table import render
 from .upstream.client import Response, Upstream
 
 __all__ = ["run"]

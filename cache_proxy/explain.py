@@ -154,11 +154,10 @@ class Explainer:
             look = await self._memory.look(call.digest, call.partition, call.token, self._now())
         except MemoryUnavailable as exc:
             return said | _passed_by(Bypass(exc.part))
-        said["accepted"] = look.accepted is not None
+        accepted = look.accepted is not None or not exchange.routed.provider.judges
+        said["accepted"] = accepted
         said["exact"] = look.entry.digest.hex() if look.entry else None
-        unread = (
-            "unaccepted" if look.accepted is None else "no_cache" if call.asked.no_cache else ""
-        )
+        unread = "unaccepted" if not accepted else "no_cache" if call.asked.no_cache else ""
         if look.entry and not unread and decisions.fits(look.entry, call.asked, int(self._clock())):
             return said | _found(call, policy, "exact", look.entry.digest.hex())
         return said | await self._by_meaning(call, policy, unread)

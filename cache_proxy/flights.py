@@ -62,7 +62,7 @@ class Flight(Generic[L]):
         self.source: Source | None = None
         self.started: float = 0.0
         self.ended: float | None = None
-        self._send = send
+        self.send = send
         self._landed = landed
         self._hold_bytes = hold_bytes
         self._buffer: list[bytes] = []
@@ -145,7 +145,7 @@ class Flight(Generic[L]):
     async def _fly(self) -> None:
         self.started = self._now()
         try:
-            source = await self._send()
+            source = await self.send()
             try:
                 self.source = source
                 self.status, self.headers = source.status, source.headers

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import orjson
 
-from .errors import UpstreamUnavailable
+from .errors import NoRoute, UpstreamUnavailable
 from .ledger import Ledger
 from .pricing import PriceBook
 from .protocols import chat
 from .reading import Exchange
 from .tenancy import is_credential
-from .upstream.client import Upstream
+from .upstream.providers import Router
+from .upstream.relay import Errand, Relay
 
 __all__ = ["Judge"]
 
@@ -28,14 +29,15 @@ _QUESTION = (
 
 
 class Judge:
-    """Asks `model` at the upstream, with the credential of the request that is audited."""
+    """Asks `model`: with the credential of the request that is audited if both go to one provider,
+    with a key of ours if the provider has one, and else not."""
 
     def __init__(
-        self, *, model: str, upstream: Upstream, base_url: str, ledger: Ledger, prices: PriceBook
+        self, *, model: str, relay: Relay, router: Router, ledger: Ledger, prices: PriceBook
     ) -> None:
         self._model = model
-        self._upstream = upstream
-        self._base_url = base_url
+        self._relay = relay
+        self._router = router
         self._ledger = ledger
         self._prices = prices
 
@@ -47,16 +49,27 @@ class Judge:
             "temperature": 0,
             "messages": [{"role": "user", "content": text}],
         }
+        try:
+            priority = [(b"x-priority", b"best_effort")]
+            route, sent = self._router.route(b"/v1/chat/completions", priority, body)
+        except NoRoute:
+            return None
+        if route.provider.judges and route.provider != exchange.routed.provider:
+            return None
         headers = [(k, v) for k, v in exchange.headers if is_credential(k)]
         headers.append((b"content-type", b"application/json"))
+        errand = Errand(
+            route=route,
+            query=b"",
+            headers=headers,
+            body=orjson.dumps(sent),
+            with_usage=None,
+            token=b"",
+            patience=_SECONDS,
+            alone=True,
+        )
         try:
-            response = await self._upstream.send(
-                "POST",
-                f"{self._base_url}/chat/completions",
-                headers,
-                orjson.dumps(body),
-                read_seconds=_SECONDS,
-            )
+            response = await self._relay.send(errand)
             said = b"".join([chunk async for chunk in response.chunks()])
             await response.close()
         except UpstreamUnavailable:
@@ -65,7 +78,9 @@ class Judge:
         if response.status != 200 or answer.error or answer.empty:
             return None
         usage = answer.usage
-        cost = self._prices.cost(usage, self._model, self._base_url) if usage else None
-        self._ledger.record_upstream("judge", usage, cost, model=self._model)
+        cost = self._prices.cost(usage, route.model, route.provider.base_url) if usage else None
+        self._ledger.record_upstream(
+            "judge", usage, cost, model=route.model, provider=route.provider.name
+        )
         word = chat.text_of(answer.body).strip().strip(".").lower()
         return {"yes": True, "no": False}.get(word)

@@ -12,13 +12,27 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from .counters import LAST_BUCKET, OTHER, PURSES, SEP, TIMERS, Hour, Names, Row, bucket_of, label
+from .counters import (
+    LAST_BUCKET,
+    OTHER,
+    PROVIDERS_PURSE,
+    PURSES,
+    SEP,
+    TIMERS,
+    UNNAMED,
+    Hour,
+    Names,
+    Row,
+    bucket_of,
+    label,
+)
 from .dial import bin_of
 from .errors import MemoryUnavailable
 from .metrics import expose
-from .model import Outcome, Usage
+from .model import Attempt, Outcome, Usage
+from .upstream.fair_queue import CLASSES, PriorityClass
 
 __all__ = ["CounterStore", "Ledger", "PriceDate", "Source"]
 
@@ -28,6 +42,7 @@ Source = Literal["audit", "miss", "shadow", "report"]
 MAX_HOURS = 24  # unwritten hours kept while the store is away
 MAX_PREDECESSORS = 1000  # model and tenant pairs whose last request is remembered for churn
 MAX_CHURN_FIELDS = 48
+MAX_ROUTES = 256  # providers, times what happened at them
 
 HEAL_SECONDS = 10.0  # a full write this often: an append-only file synced each second may lose one
 STAGES = (*TIMERS, "hit.exact")  # a hit is semantic unless it is said to be exact
@@ -59,7 +74,8 @@ class Ledger:
 
     `process` must differ between processes and between runs of one (a restart within the hour
     would otherwise overwrite its predecessor's numbers). `clock` gives Unix seconds. `encoder` is
-    the fingerprint whose scores the labels are about.
+    the fingerprint whose scores the labels are about, `classes` names the latency target of each
+    priority class.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class Ledger:
         clock: Callable[[], float],
         prices: PriceDate | None = None,
         encoder: str = "none",
+        classes: Mapping[str, PriorityClass] = CLASSES,
     ) -> None:
         self.lost_hours = 0  # dropped unwritten, because the store was away for too long
         self.failed_flushes = 0
@@ -76,6 +93,7 @@ class Ledger:
         self._encoder = label(encoder)
         self._clock = clock
         self._prices = prices
+        self._classes = {name: _ClassNames.of(name, each) for name, each in classes.items()}
         self._hours: dict[int, Hour] = {}
         self._newest = 0
         self._reruns = 0
@@ -89,7 +107,9 @@ class Ledger:
         self._hit, self._veto = Names("hit"), Names("veto")
         self._discard, self._purpose = Names("discard"), Names("upstream.calls")
         self._churned = Names("churned", MAX_CHURN_FIELDS)
-        self._purses = {purse: _purse(purse) for purse in PURSES}
+        self._purses = {purse: _purse(purse) for purse in (*PURSES, PROVIDERS_PURSE)}
+        self._attempts, self._routed = Names("attempt", MAX_ROUTES), Names("routed", MAX_ROUTES)
+        self._shed, self._fell = Names("shed"), Names("fell")
         self._times = {stage: _bucket_names(stage) for stage in STAGES}
         self._sums = {timer: f"us.{timer}{SEP}" for timer in TIMERS}
         self._flags = {
@@ -111,6 +131,12 @@ class Ledger:
         self._count_flags(row, outcome)
         self._count_money(row, outcome)
         self._count_time(timer, outcome)
+        if outcome.priority in self._classes:
+            self._count_class(row, timer, outcome)
+        if outcome.provider:
+            self._count_provider(row, timer, outcome)
+        if outcome.reason == "shed":
+            row.add(self._shed[outcome.provider or UNNAMED])
         if 0 < len(outcome.churn) <= MAX_CHURN_FIELDS:
             self._count_churn(row, outcome)
 
@@ -122,6 +148,7 @@ class Ledger:
         *,
         model: str = "",
         tenant: str = "",
+        provider: str = "",
     ) -> None:
         """Count an upstream call that is no request of a client: an audit, probe, revalidation.
 
@@ -131,6 +158,15 @@ class Ledger:
         row.add(self._purpose[purpose])
         if usage is not None:
             self._pay(row, "upstream", purpose, usage, cost)
+            if provider:
+                self._pay(row, PROVIDERS_PURSE, provider, usage, cost)
+
+    def record_attempt(
+        self, why: Attempt, *, provider: str = "", model: str = "", tenant: str = ""
+    ) -> None:
+        """Count one call to upstream, whoever it is for, as it is sent."""
+        row, _ = self._hour().find(model, tenant)
+        row.add(self._attempts[f"{provider or UNNAMED}.{why}"])
 
     def record_label(
         self, source: Source, score: float, *, wrong: bool, model: str = "", tenant: str = ""
@@ -255,7 +291,14 @@ class Ledger:
             source = "collapsed" if outcome.collapsed else outcome.tier or "exact"
             self._pay(row, "saved", source, outcome.saved, outcome.saved_cost)
         if outcome.spent is not None or _unmeasured(outcome):
-            self._pay(row, "spent", outcome.kind, outcome.spent, outcome.spent_cost)
+            paid = row  # what another model was paid for stands in its own row
+            if outcome.answered_by:
+                paid, _ = self._hour().find(outcome.answered_by, outcome.tenant)
+            self._pay(paid, "spent", outcome.kind, outcome.spent, outcome.spent_cost)
+            if outcome.provider:
+                self._pay(
+                    paid, PROVIDERS_PURSE, outcome.provider, outcome.spent, outcome.spent_cost
+                )
 
     def _pay(
         self, row: Row, purse: str, detail: str, usage: Usage | None, cost: int | None
@@ -283,6 +326,25 @@ class Ledger:
         if outcome.encode_ms is not None:
             self._time(row, "encode", "encode", outcome.encode_ms)
 
+    def _count_class(self, row: Row, timer: Row, outcome: Outcome) -> None:
+        """By the moment its answer began: for one in a single piece that is its end."""
+        names = self._classes[outcome.priority]
+        row.add(names.asked)
+        if not 200 <= outcome.status < 400 or outcome.kind == "error":
+            return
+        began = outcome.ms if outcome.first_token_ms is None else outcome.first_token_ms
+        if began <= names.target_ms:
+            row.add(names.within)
+        timer.add(names.times[bucket_of(began)])
+
+    def _count_provider(self, row: Row, timer: Row, outcome: Outcome) -> None:
+        row.add(self._routed[f"{outcome.provider}.{outcome.kind}"])
+        if outcome.answered_by:
+            row.add(self._fell[outcome.provider])
+        if outcome.upstream_ms is not None:
+            bucket = bucket_of(outcome.upstream_ms)
+            timer.add(f"ms.provider{SEP}{label(outcome.provider)}.{bucket}")
+
     def _time(self, row: Row, timer: str, stage: str, ms: float) -> None:
         row.add(self._times[stage][bucket_of(ms)])
         if 0 < ms < 1e9:  # neither NaN nor nonsense
@@ -303,6 +365,21 @@ class Ledger:
             for field in now.keys() | last.keys():
                 if now.get(field) != last.get(field):
                     row.add(self._churned[field])
+
+
+class _ClassNames(NamedTuple):
+    """Where one priority class is counted."""
+
+    target_ms: int
+    asked: str
+    within: str
+    times: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, each: PriorityClass) -> _ClassNames:
+        place = f"{name}.{each.target_ms}"
+        times = tuple(f"ms.class{SEP}{name}.{bucket}" for bucket in range(LAST_BUCKET + 1))
+        return cls(each.target_ms, f"class{SEP}{place}", f"within{SEP}{place}", times)
 
 
 def _bucket_names(stage: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Counts -> the text that Prometheus scrapes.
 
 A plain function of its argument: no I/O, no clock, no registry of its own. Every label comes from a
-closed set: no tenants, no models, no prompt text.
+closed set: no tenants, no models, no prompt text; providers are named by the configuration.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ LABELLED = (
     ("audit", "verdict", "Served semantic hits compared with a fresh answer."),
     ("tightened", "to", "Times wrong hits raised a threshold, and to which hundredth."),
     ("upstream.calls", "purpose", "Upstream calls that are no client's request."),
+    ("shed", "provider", "Requests turned away unsent."),
+    ("fell", "provider", "Requests answered in another provider's or model's stead."),
+)
+# Their detail is two labels, joined by a dot.
+PAIRED = (
+    ("attempt", ("provider", "why"), "Calls made to upstream."),
+    ("class", ("priority", "target_ms"), "Requests of a priority class."),
+    ("within", ("priority", "target_ms"), "Requests whose good answer began within the target."),
 )
 
 
@@ -69,6 +77,12 @@ def _families(totals: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         family = _counter(counter, help_text, key)
         for detail, n in sorted(totals.get(counter, {}).items()):
             family.add_metric([detail], n)
+        yield family
+    for counter, keys, help_text in PAIRED:
+        family = _counter(counter, help_text, *keys)
+        for detail, n in sorted(totals.get(counter, {}).items()):
+            one, _, other = detail.rpartition(".")
+            family.add_metric([one, other], n)
         yield family
     yield from _money(totals)
     yield _durations(totals)

@@ -11,6 +11,7 @@ from typing import Literal
 
 __all__ = [
     "Answer",
+    "Attempt",
     "Bypass",
     "Call",
     "Candidate",
@@ -31,6 +32,7 @@ __all__ = [
 Mode = Literal["off", "exact", "semantic", "shadow"]
 Tier = Literal["exact", "semantic"]
 Kind = Literal["hit", "miss", "bypass", "error"]
+Attempt = Literal["first", "retry", "fallback"]  # why upstream was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,11 @@ class Outcome:
     saved_cost: int | None = None  # nano-dollars; None when the price is unknown
     spent: Usage | None = None
     spent_cost: int | None = None
+    provider: str = ""  # the named provider it was routed to, or that answered in its stead
+    attempts: int = 0  # calls made to upstream for it; 0 when none was, as on a hit
+    priority: str = ""  # its class in the queue; "" where there is no queue
+    answered_by: str = ""  # the fallback's model that spoke; "" when the one asked for did
+    trimmed: tuple[int, int] = (0, 0)  # messages and tokens left out of what was sent
     churn: Mapping[str, str] = field(default_factory=dict)  # request field -> digest of its value
     ms: float = 0.0
     upstream_ms: float | None = None

@@ -13,6 +13,7 @@ from .flights import Flight
 from .model import Answer, Outcome
 from .protocols import sse
 from .protocols.chat import usage_chunk
+from .upstream.relay import Errand
 
 __all__ = ["Landing", "Passage"]
 
@@ -34,6 +35,7 @@ class Passage:
         self,
         flight: Flight[Landing],
         outcome: Outcome,
+        errand: Errand,
         *,
         started: float,
         now: Callable[[], float],
@@ -41,6 +43,7 @@ class Passage:
     ) -> None:
         self._flight = flight
         self._outcome = outcome
+        self._errand = errand  # of the flight, whoever began it
         self._started = started
         self._now = now
         self._record = record
@@ -63,8 +66,15 @@ class Passage:
         outcome.ms = (self._now() - self._started) * 1_000
         if landing := flight.landing:
             self._account(landing)
+        outcome.attempts = self._errand.claim()
         flight.leave()
         self._record(outcome)
+
+    def abandon(self) -> None:
+        """Leave the flight without a record: the client is answered from elsewhere, once."""
+        self._finished = True
+        self._outcome.attempts = self._errand.claim()
+        self._flight.leave()
 
     def _account(self, landing: Landing) -> None:
         """One aboard carries the cost of the call; for the others it is money saved."""

@@ -12,7 +12,7 @@ from . import canonical, decisions
 from .directives import directives
 from .errors import BadRequest, MemoryUnavailable, UpstreamUnavailable
 from .flights import Flight
-from .model import Answer, Bypass, Directives, Entry, Outcome, Usage
+from .model import Answer, Bypass, Directives, Entry, Kind, Outcome, Usage
 from .passage import Landing
 from .protocols import embeddings_api as api
 from .protocols.openai_request import Unreadable
@@ -50,18 +50,20 @@ class Piecewise:
         try:
             batch = self._read(exchange)
         except BadRequest as exc:
-            return self._proxy.refuse(exc, started)
+            return self._proxy.refuse(exchange, exc, started)
         if isinstance(batch, Bypass):
             return await self._proxy.pass_by(exchange, None, batch.reason, started)
         if batch.asked.mode == "off" or batch.asked.no_store:
             reason = "off" if batch.asked.mode == "off" else "no_store"
             return await self._pass_by(exchange, batch, reason, started)
-        outcome = Outcome(kind="miss", model=batch.request.model, tenant=batch.tenant)
+        outcome = self._outcome("miss", "", exchange, batch)
         try:
             look = await self._parts.memory.look(
                 batch.digests[0], batch.partition, batch.token, started
             )
-            accepted = await self._parts.acceptance.holds(look, batch.token, exchange.headers)
+            accepted = await self._parts.acceptance.holds(
+                look, exchange.routed.provider, batch.token, exchange.headers
+            )
             known = await self._known(batch, accepted)
         except MemoryUnavailable as exc:
             return await self._pass_by(exchange, batch, exc.part, started)
@@ -81,21 +83,23 @@ class Piecewise:
             return self._serve(found, outcome, started)
         outcome.reason = outcome.reason or ("partial" if found else _reason(batch, accepted))
         if batch.asked.only_if_cached:
-            return self._proxy.nothing_cached(outcome, started)
+            return self._proxy.nothing_cached(exchange, outcome, started)
         exchange.body = api.ask(batch.document, exchange.body, missing)
 
         def landed(flight: Flight[Landing]) -> Landing:
-            return self._landed(flight, batch, look, missing)
+            return self._landed(flight, exchange, batch, look, missing)
 
         key = self._flight_key(batch, accepted, missing)
-        reply = await self._proxy.fly(exchange, None, key, outcome, landed, started)
-        return await self._completed(reply, outcome, known) if found else reply
+        reply = await self._proxy.fly(
+            exchange, None, key, outcome, landed, started, token=batch.token
+        )
+        return await self._completed(exchange, reply, outcome, known) if found else reply
 
     def _read(self, exchange: Exchange) -> _Batch | Bypass:
         asked = directives(exchange.headers)
-        if any(name == b"content-encoding" for name, _ in exchange.headers):
+        document = self._parts.reader.document(exchange)
+        if document is None:
             return Bypass("encoded")
-        document = canonical.load(exchange.body)
         caller = self._parts.reader.caller(exchange)
         if caller is None:
             return Bypass("identity")
@@ -136,26 +140,37 @@ class Piecewise:
         self, exchange: Exchange, batch: _Batch, reason: str, started: float
     ) -> Reply:
         """Straight to upstream; what it costs still counts."""
-        outcome = Outcome(
-            kind="bypass", reason=reason, model=batch.request.model, tenant=batch.tenant
-        )
+        outcome = self._outcome("bypass", reason, exchange, batch)
 
         def landed(flight: Flight[Landing]) -> Landing:
-            return self._billed(batch, flight_body(flight))
+            return self._billed(exchange, batch, flight_body(flight))
 
-        return await self._proxy.fly(exchange, None, None, outcome, landed, started)
+        return await self._proxy.fly(
+            exchange, None, None, outcome, landed, started, token=batch.token
+        )
 
-    def _billed(self, batch: _Batch, body: bytes | None) -> Landing:
+    def _outcome(self, kind: Kind, reason: str, exchange: Exchange, batch: _Batch) -> Outcome:
+        return Outcome(
+            kind=kind,
+            reason=reason,
+            model=batch.request.model,
+            tenant=batch.tenant,
+            provider=exchange.routed.provider.name,
+            priority=exchange.routed.priority,
+        )
+
+    def _billed(self, exchange: Exchange, batch: _Batch, body: bytes | None) -> Landing:
         """What an answer cost that is not kept."""
         usage = api.billed(body) if body is not None else None
         if body is None or usage is None:
             return Landing()
-        return Landing(_answer(body, usage), self._cost(batch, usage))
+        return Landing(_answer(body, usage), self._cost(exchange, batch, usage))
 
-    def _cost(self, batch: _Batch, usage: Usage | None) -> int | None:
+    def _cost(self, exchange: Exchange, batch: _Batch, usage: Usage | None) -> int | None:
         if usage is None:
             return None
-        return self._parts.prices.cost(usage, batch.request.model, self._parts.base_url)
+        provider = exchange.routed.provider.base_url
+        return self._parts.prices.cost(usage, batch.request.model, provider)
 
     def _serve(self, found: Sequence[Entry], outcome: Outcome, started: float) -> Reply:
         """Every input is known."""
@@ -171,7 +186,7 @@ class Piecewise:
         return Reply(200, hit_headers(outcome, stream=False, length=len(body)), body)
 
     async def _completed(
-        self, reply: Reply, outcome: Outcome, known: Sequence[Entry | None]
+        self, exchange: Exchange, reply: Reply, outcome: Outcome, known: Sequence[Entry | None]
     ) -> Reply:
         """Upstream's vectors for the missing inputs, put in among the known ones."""
         assert not isinstance(reply.body, bytes)  # noqa: S101 - `fly` streams what it passes on
@@ -179,7 +194,7 @@ class Piecewise:
             body = b"".join([chunk async for chunk in reply.body])
         except UpstreamUnavailable as exc:
             reply.finish()
-            return self._proxy.broken(outcome, exc)
+            return self._proxy.broken(exchange, outcome, exc)
         except BaseException:
             reply.finish()
             raise
@@ -194,14 +209,19 @@ class Piecewise:
         return Reply(reply.status, headers, body, reply.finish)
 
     def _landed(
-        self, flight: Flight[Landing], batch: _Batch, look: Look, missing: Sequence[int]
+        self,
+        flight: Flight[Landing],
+        exchange: Exchange,
+        batch: _Batch,
+        look: Look,
+        missing: Sequence[int],
     ) -> Landing:
         """Keep each vector under the name of its input."""
-        self._proxy.note(flight, look, batch.partition, batch.token)
+        self._proxy.note(flight, exchange, look, batch.partition, batch.token)
         body = flight_body(flight)
         split = api.split(body, len(missing)) if body is not None else None
         if body is None or split is None:
-            return self._billed(batch, body)
+            return self._billed(exchange, batch, body)
         now = int(self._parts.clock())
         ttl = min(self._parts.policy.ttl_seconds, batch.asked.ttl or now)
         sizes = [len(batch.request.items[n]) for n in missing]
@@ -216,18 +236,18 @@ class Piecewise:
                 expires=now + ttl,
                 text="",
                 model=batch.request.model,
-                provider=self._parts.base_url,
+                provider=exchange.routed.provider.base_url,
                 tenant=batch.tenant,
                 namespace=batch.asked.namespace,
                 tags=batch.asked.tags,
                 usage=usage,
-                cost=self._cost(batch, usage),
+                cost=self._cost(exchange, batch, usage),
                 body=canonical.dump(split.model) + b"\n" + piece,
             )
             for n, piece, usage in zip(missing, split.pieces, usages, strict=True)
         ]
         self._parts.memory.remember_all(batch.partition, entries, ttl)
-        cost = self._cost(batch, split.usage)
+        cost = self._cost(exchange, batch, split.usage)
         return Landing(_answer(body, split.usage), cost, stored=True)
 
 

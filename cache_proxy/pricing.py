@@ -65,7 +65,7 @@ class Override:
     model: str  # glob
     provider: str  # glob over the base URL
     rates: Rates
-    date: str
+    date: str  # ISO 8601, or ""
     source: str
 
     def matches(self, model: str, provider_url: str) -> bool:
@@ -105,7 +105,8 @@ class PriceBook:
 
     @property
     def as_of(self) -> str | None:
-        """The day of the data and its package, "2026-11-09 genai-prices 0.2.3"; None until warm."""
+        """The day of the data, its package, and the newest day of the prices that go before it:
+        "2026-11-09 genai-prices 0.2.3, overrides of 2026-11-21". None until warm."""
         return self._as_of
 
     def warm(self) -> None:
@@ -116,6 +117,8 @@ class PriceBook:
             snapshot = get_snapshot()
             day = _data_day(snapshot, self._now().date())
             name = f"genai-prices {version('genai-prices')}"
+            if newest := max((override.date for override in self._overrides), default=""):
+                name += f", overrides of {newest}"
             self._as_of = f"{day} {name}" if day else name
             self._snapshot = snapshot
 
@@ -199,9 +202,19 @@ def _override(number: int, entry: Mapping[str, Any]) -> Override:
         model=entry["model"],
         provider=str(entry.get("provider", "*")),
         rates=Rates(*rates),
-        date=str(entry.get("date", "")),
+        date=_date(where, entry.get("date", "")),
         source=str(entry.get("source", "")),
     )
+
+
+def _date(where: str, value: object) -> str:
+    """ISO 8601; "" when nobody said."""
+    if value == "":
+        return ""
+    try:
+        return datetime.date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ConfigError(f"{where}: date must be a day, as 2026-01-31") from None
 
 
 def _rate(where: str, name: str, entry: Mapping[str, Any], unit: Decimal) -> int | None:

@@ -7,7 +7,6 @@ leaves exactly one record, whichever way it ends.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -27,13 +26,13 @@ from .model import Answer, Bypass, Call, Entry, Hit, Miss, Outcome, Policy
 from .passage import Landing, Passage
 from .pricing import PriceBook
 from .protocols import sse
-from .protocols.openai_answer import error
+from .protocols.faults import fault
 from .reading import PROTOCOLS, Exchange, Reader
-from .reply import Reply, failure, hit_headers, passed_headers
+from .reply import STALE, Reply, failure, hit_headers, passed_headers
 from .store import Look
-from .upstream.client import Upstream
-from .upstream.completion import Asked, send
-from .upstream.routes import Headers, target
+from .upstream.completion import Completion
+from .upstream.deadlines import patience
+from .upstream.relay import Errand, Journey, Relay
 
 __all__ = ["Parts", "Proxy", "flight_body"]
 
@@ -49,8 +48,7 @@ class Parts:
     reader: Reader
     memory: Memory
     acceptance: Acceptance
-    upstream: Upstream
-    base_url: str
+    relay: Relay
     flights: Flights[Landing]
     record: Callable[[Outcome], None]
     prices: PriceBook
@@ -69,7 +67,6 @@ class Proxy:
     def __init__(self, parts: Parts) -> None:
         self.parts = self._parts = parts
         self.auditor: Auditor | None = None  # needs this proxy's way upstream; set by the wiring
-        self._no_usage: set[str] = set()  # upstreams that reject `stream_options`
 
     def policy(self, route: str) -> Policy:
         """The policy with the threshold in force for a model, which audits may have tightened."""
@@ -82,7 +79,7 @@ class Proxy:
         try:
             call = self._parts.reader.read(exchange)
         except BadRequest as exc:
-            return self.refuse(exc, started)
+            return self.refuse(exchange, exc, started)
         if isinstance(call, Bypass):
             return await self.pass_by(exchange, None, call.reason, started)
 
@@ -96,19 +93,20 @@ class Proxy:
             return await self.pass_by(exchange, call, exc.part, started)
 
         verdict, found = await self._judge(exchange, call, look, started)
-        outcome = self._outcome(call, verdict, found, started)
+        outcome = self._outcome(exchange, call, verdict, found)
         if isinstance(verdict, Hit) and not outcome.shadow:
             return self._serve(exchange, call, verdict, outcome, started)
         if call.asked.only_if_cached:
-            return self.nothing_cached(outcome, started)
+            return self.nothing_cached(exchange, outcome, started)
 
         def landed(flight: Flight[Landing]) -> Landing:
-            landing = self._landed(flight, call, look, found.embedding)
-            self._learn(call, found, landing, outcome)
+            landing = self._landed(flight, exchange, call, look, found.embedding)
+            self._learn(call, found, flight, landing, outcome)
             return landing
 
-        key = _flight_key(call, outcome.reason)
-        return await self.fly(exchange, call, key, outcome, landed, started)
+        key = _flight_key(exchange, call, outcome.reason)
+        stale = self._stale(call, look, outcome)
+        return await self.fly(exchange, call, key, outcome, landed, started, stale=stale)
 
     async def _judge(
         self, exchange: Exchange, call: Call, look: Look, started: float
@@ -116,8 +114,9 @@ class Proxy:
         """Exact, then similar; and the embedding under way for what a miss will store."""
         now = int(self._parts.clock())
         acceptance = self._parts.acceptance
-        accepted = acceptance.fresh(look) or await acceptance.holds(
-            look, call.token, exchange.headers
+        provider = exchange.routed.provider
+        accepted = acceptance.fresh(look, provider) or await acceptance.holds(
+            look, provider, call.token, exchange.headers
         )
         readable = accepted and not call.asked.no_cache
         if readable and look.entry and decisions.fits(look.entry, call.asked, now):
@@ -129,7 +128,7 @@ class Proxy:
             return Miss(_unread(call, accepted) or reason), found
         if not readable:
             return Miss(_unread(call, accepted)), self._parts.memory.embed(text)
-        if self._parts.flights.flying(_flight_key(call, "")):
+        if self._parts.flights.flying(_flight_key(exchange, call, "")):
             # The same question is on its way up: its answer will come sooner than a neighbour's
             # could be judged, and with no await before joining it cannot be missed.
             return Miss("in_flight"), _NOTHING
@@ -144,7 +143,7 @@ class Proxy:
         return verdict, found
 
     def _outcome(
-        self, call: Call, verdict: Hit | Miss, found: Recollection, started: float
+        self, exchange: Exchange, call: Call, verdict: Hit | Miss, found: Recollection
     ) -> Outcome:
         """The record of this request, begun."""
         exact = isinstance(verdict, Hit) and verdict.tier == "exact"
@@ -163,6 +162,9 @@ class Proxy:
             encode_ms=found.encode_ms,
             shadow=shadow,
             refresh=call.asked.no_cache,
+            provider=exchange.routed.provider.name,
+            priority=exchange.routed.priority,
+            trimmed=exchange.routed.trimmed,
         )
         if isinstance(verdict, Miss):
             outcome.reason = verdict.reason
@@ -172,6 +174,13 @@ class Proxy:
             outcome.tier = verdict.tier
             outcome.reason = "shadow" if shadow else ""
         return outcome
+
+    def _stale(self, call: Call, look: Look, outcome: Outcome) -> Entry | None:
+        """An expired answer to this very question that will do where upstream fails (RFC 5861)."""
+        entry, now = look.stale, int(self._parts.clock())
+        if entry is None or outcome.shadow or outcome.reason in ("unaccepted", "no_cache"):
+            return None
+        return entry if decisions.fits(entry, call.asked, now) else None
 
     def _serve(
         self, exchange: Exchange, call: Call, hit: Hit, outcome: Outcome, started: float
@@ -186,7 +195,9 @@ class Proxy:
         outcome.kind = "hit"
         outcome.status = 200
         outcome.entry = entry.digest.hex()
-        outcome.age, outcome.ttl = max(0, now - entry.created), max(0, entry.expires - now)
+        outcome.age, outcome.ttl = max(0, now - entry.created), entry.expires - now
+        if outcome.reason != STALE:
+            outcome.ttl = max(0, outcome.ttl)
         outcome.saved, outcome.saved_cost = entry.usage, entry.cost
         outcome.ms = (self._parts.now() - started) * 1_000
         self._parts.record(outcome)
@@ -203,13 +214,16 @@ class Proxy:
             reason=reason,
             model=call.request.model if call else "",
             tenant=call.tenant if call else "",
+            provider=exchange.routed.provider.name,
+            priority=exchange.routed.priority,
+            trimmed=exchange.routed.trimmed,
         )
         if call is not None and call.asked.only_if_cached:
-            return self.nothing_cached(outcome, started)
+            return self.nothing_cached(exchange, outcome, started)
 
         def landed(flight: Flight[Landing]) -> Landing:
             if call is not None and flight.status >= 400:
-                self.note(flight, None, call.partition, call.token)
+                self.note(flight, exchange, None, call.partition, call.token)
             return self._read_only(flight, call)
 
         return await self.fly(exchange, call, None, outcome, landed, started)
@@ -222,56 +236,93 @@ class Proxy:
         outcome: Outcome,
         landed: Callable[[Flight[Landing]], Landing],
         started: float,
+        *,
+        token: bytes = b"",
+        stale: Entry | None = None,
     ) -> Reply:
-        """Join or start the upstream call, wait for its head, and pass on what comes."""
-        asked = Asked(
-            url=target(self._parts.base_url, exchange.path, exchange.query),
+        """Join or start the upstream call, wait for its head, and pass on what comes.
+
+        `stale` is served where upstream fails.
+        """
+        errand = Errand(
+            route=exchange.routed,
+            query=exchange.query,
             headers=exchange.headers,
             body=exchange.body,
             with_usage=_with_usage(exchange, call),
-            provider=self._parts.base_url,
-            read_seconds=_patience(exchange.headers, self._parts.read_seconds),
+            token=token or (call.token if call else b""),
+            patience=patience(exchange.headers),
         )
         exchange.watch()
-        flight, joined = self._parts.flights.join(
-            key,
-            lambda: send(self._parts.upstream, asked, self._no_usage),
-            landed,
-        )
+        journey = Journey(self._parts.relay, errand)
+        flight, joined = self._parts.flights.join(key, journey, landed)
+        if isinstance(flight.send, Journey):
+            errand = flight.send.errand
         outcome.collapsed = joined
         passage = Passage(
-            flight, outcome, started=started, now=self._parts.now, record=self._parts.record
+            flight, outcome, errand, started=started, now=self._parts.now, record=self._parts.record
         )
         try:
             await flight.head()
         except UpstreamUnavailable as exc:
-            reply = self.broken(outcome, exc)
+            if call is not None and stale is not None and exc.status_hint >= 500:
+                return self._instead(exchange, call, stale, passage, outcome, started)
+            outcome.attempts = 0 if joined else errand.attempts
+            reply = self.broken(exchange, outcome, exc)
             passage.finish()
             return reply
         except BaseException:
             passage.finish()
             raise
+        if call is not None and stale is not None and flight.status >= 500:
+            return self._instead(exchange, call, stale, passage, outcome, started)
         outcome.status = flight.status
-        headers = passed_headers(outcome, flight.headers)
-        strip = getattr(flight.source, "usage_injected", False)
+        outcome.attempts = 0 if joined else errand.attempts
+        source = flight.source
+        if isinstance(source, Completion) and source.instead:
+            outcome.answered_by, outcome.provider = source.route.model, source.route.provider.name
+            messages, tokens = source.route.trimmed  # on top of what the first one needed
+            outcome.trimmed = outcome.trimmed[0] + messages, outcome.trimmed[1] + tokens
+        headers = passed_headers(outcome, flight.headers, spent=getattr(source, "spent", False))
+        strip = getattr(source, "usage_injected", False)
         if strip:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
         chunks = passage.chunks(strip_usage=strip)
         return Reply(flight.status, headers, chunks, passage.finish)
 
+    def _instead(
+        self,
+        exchange: Exchange,
+        call: Call,
+        stale: Entry,
+        passage: Passage,
+        outcome: Outcome,
+        started: float,
+    ) -> Reply:
+        """Upstream failed: the expired answer, said to be one."""
+        passage.abandon()
+        outcome.reason, outcome.tier, outcome.similarity = STALE, "exact", 1.0
+        outcome.vetoes, outcome.collapsed = (), False
+        return self._serve(exchange, call, Hit(stale, "exact", 1.0), outcome, started)
+
     def _landed(
         self,
         flight: Flight[Landing],
+        exchange: Exchange,
         call: Call,
         look: Look,
         embedding: asyncio.Future[Recall] | None,
     ) -> Landing:
         """Upstream's answer is whole, or never will be: keep it if it may be kept."""
         landing = self._read_only(flight, call)
-        self.note(flight, look, call.partition, call.token)
+        self.note(flight, exchange, look, call.partition, call.token)
         answer = landing.answer
         if answer is None:
             return landing
+        spoken = self._spoken(flight, exchange, call)
+        if isinstance(spoken, Bypass):
+            return Landing(answer, landing.cost, discard=spoken.reason)
+        call, provider = spoken
         if discard := decisions.keep(
             answer, flight.status, call.request.choices, self._parts.policy
         ):
@@ -291,7 +342,7 @@ class Proxy:
             expires=now + ttl,
             text=call.request.text or "",
             model=call.request.model,
-            provider=self._parts.base_url,
+            provider=provider,
             tenant=call.tenant,
             namespace=call.asked.namespace,
             tags=call.asked.tags,
@@ -302,9 +353,29 @@ class Proxy:
         self._parts.memory.remember(entry, embedding, ttl)
         return Landing(answer, landing.cost, stored=True)
 
-    def _learn(self, call: Call, found: Recollection, landing: Landing, outcome: Outcome) -> None:
+    def _spoken(
+        self, flight: Flight[Landing], exchange: Exchange, call: Call
+    ) -> tuple[Call, str] | Bypass:
+        """The request as whoever answered it was asked, and that provider's base URL: its answer
+        must never be found under another model's name."""
+        source = flight.source
+        if not isinstance(source, Completion) or not source.instead:
+            return call, exchange.routed.provider.base_url
+        other = self._parts.reader.reread(exchange, source.route)
+        return other if isinstance(other, Bypass) else (other, source.route.provider.base_url)
+
+    def _learn(
+        self,
+        call: Call,
+        found: Recollection,
+        flight: Flight[Landing],
+        landing: Landing,
+        outcome: Outcome,
+    ) -> None:
         """A free label: what upstream answered, against what the nearest neighbour holds."""
         if self.auditor is None or landing.answer is None or not landing.stored:
+            return
+        if getattr(flight.source, "instead", False):  # two models may well say two things
             return
         text = call.request.text or ""
         near = decisions.nearest(text, found.candidates, self.policy(call.request.model))
@@ -319,15 +390,17 @@ class Proxy:
         """
         document = canonical.load(exchange.body)
         document.pop("stream_options", None)
-        asked = Asked(
-            url=target(self._parts.base_url, exchange.path, exchange.query),
+        errand = Errand(
+            route=replace(exchange.routed, priority="best_effort"),
+            query=exchange.query,
             headers=exchange.headers,
             body=canonical.dump({**document, "stream": False}),
             with_usage=None,
-            provider=self._parts.base_url,
-            read_seconds=self._parts.read_seconds,
+            token=call.token,
+            patience=None,
+            alone=True,
         )
-        response = await send(self._parts.upstream, asked, self._no_usage)
+        response = await self._parts.relay.send(errand)
         try:
             body = b"".join([chunk async for chunk in response.chunks()])
         finally:
@@ -335,16 +408,20 @@ class Proxy:
         if response.status != 200:
             return Landing()
         answer: Answer = PROTOCOLS[call.request.operation].whole(body)
-        cost = None
-        if answer.usage is not None:
-            cost = self._parts.prices.cost(answer.usage, call.request.model, self._parts.base_url)
-        return Landing(answer, cost)
+        return Landing(answer, self._cost(answer, call, response))
 
     def note(
-        self, flight: Flight[Landing], look: Look | None, partition: bytes, token: bytes
+        self,
+        flight: Flight[Landing],
+        exchange: Exchange,
+        look: Look | None,
+        partition: bytes,
+        token: bytes,
     ) -> None:
-        """Remember what upstream thinks of the credential."""
-        if flight.status:
+        """Remember what upstream thinks of the credential, where it saw the client's own."""
+        source = flight.source
+        route = source.route if isinstance(source, Completion) else exchange.routed
+        if flight.status and route.provider.judges:
             refusal = b"" if flight.status < 400 else flight.body or b""
             self._parts.memory.soon(
                 partition, self._parts.acceptance.note(look, token, flight.status, refusal)
@@ -353,32 +430,42 @@ class Proxy:
     def _read_only(self, flight: Flight[Landing], call: Call | None) -> Landing:
         """What the answer says and cost; nothing when it cannot be read."""
         answer = _answer(flight, call)
-        if answer is None or answer.usage is None or call is None:
+        if answer is None or call is None or not isinstance(flight.source, Completion):
             return Landing(answer)
-        cost = self._parts.prices.cost(answer.usage, call.request.model, self._parts.base_url)
-        return Landing(answer, cost)
+        return Landing(answer, self._cost(answer, call, flight.source))
 
-    def refuse(self, exc: BadRequest, started: float) -> Reply:
+    def _cost(self, answer: Answer, call: Call, completion: Completion) -> int | None:
+        """Nano-dollars, at the prices of whoever answered."""
+        if answer.usage is None:
+            return None
+        provider = completion.route.provider.base_url
+        model = completion.route.model if completion.instead else call.request.model
+        return self._parts.prices.cost(answer.usage, model, provider)
+
+    def refuse(self, exchange: Exchange, exc: BadRequest, started: float) -> Reply:
         outcome = Outcome(kind="error", reason="bad_request", status=exc.status)
         outcome.ms = (self._parts.now() - started) * 1_000
         self._parts.record(outcome)
-        return _error(outcome, str(exc), "invalid_request", retry=False)
+        return _error(exchange, outcome, str(exc), exc.code, retry=False)
 
-    def nothing_cached(self, outcome: Outcome, started: float) -> Reply:
+    def nothing_cached(self, exchange: Exchange, outcome: Outcome, started: float) -> Reply:
         outcome.status, outcome.ms = 504, (self._parts.now() - started) * 1_000
         outcome.reason = outcome.reason or "only_if_cached"
         self._parts.record(outcome)
         message = "Nothing fitting is cached, and only-if-cached was asked for."
-        return _error(outcome, message, "only_if_cached", retry=False)
+        return _error(exchange, outcome, message, "only_if_cached", retry=False)
 
-    def broken(self, outcome: Outcome, exc: UpstreamUnavailable) -> Reply:
+    def broken(self, exchange: Exchange, outcome: Outcome, exc: UpstreamUnavailable) -> Reply:
         """No answer came from upstream: say so in the protocol's shape."""
-        outcome.kind, outcome.reason, outcome.status = "error", "upstream", exc.status_hint
-        return _error(outcome, str(exc), "upstream_unavailable", retry=True)
+        reason = exc.reason if exc.reason in ("rate_limited", "shed", "open") else "upstream"
+        outcome.kind, outcome.reason, outcome.status = "error", reason, exc.status_hint
+        code = "rate_limit_exceeded" if exc.status_hint == 429 else "upstream_unavailable"
+        body = fault(exchange.protocol, str(exc), outcome.status, code)
+        return failure(outcome, body, retry=exc.retry, retry_after=exc.retry_after)
 
 
-def _error(outcome: Outcome, message: str, code: str, *, retry: bool) -> Reply:
-    return failure(outcome, error(message, outcome.status, code), retry=retry)
+def _error(exchange: Exchange, outcome: Outcome, message: str, code: str, *, retry: bool) -> Reply:
+    return failure(outcome, fault(exchange.protocol, message, outcome.status, code), retry=retry)
 
 
 def _with_usage(exchange: Exchange, call: Call | None) -> bytes | None:
@@ -398,21 +485,16 @@ def _unread(call: Call, accepted: bool) -> str:
     return "" if accepted else "unaccepted"
 
 
-def _flight_key(call: Call, reason: str) -> bytes | None:
+def _flight_key(exchange: Exchange, call: Call, reason: str) -> bytes | None:
     """What may share one call: the same question in the same form. A credential that upstream
-    does not accept shares with itself alone, and whoever asked for a fresh answer with nobody."""
+    does not accept shares with itself alone, and whoever asked for a fresh answer with nobody.
+    Where there is a queue nobody waits in it for one of another class."""
     if call.asked.no_cache:
         return None
     form = b"%d%d" % (call.request.stream, call.request.include_usage)
+    if exchange.routed.provider.limited:
+        form += exchange.routed.priority.encode()
     return call.digest + form + (call.token if reason == "unaccepted" else b"")
-
-
-def _patience(headers: Headers, otherwise: float) -> float:
-    """How long the client itself is ready to wait, in seconds."""
-    for name, value in headers:
-        if name == b"x-stainless-read-timeout" and re.fullmatch(rb"\d{1,6}(\.\d{1,6})?", value):
-            return float(value) or otherwise
-    return otherwise
 
 
 def flight_body(flight: Flight[Landing]) -> bytes | None:

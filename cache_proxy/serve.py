@@ -30,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .embedded import EmbeddedValkey
 from .errors import ConfigError
 from .settings import Settings
-from .wiring import Sidecar, open_encoder, sidecar, store_memory
+from .wiring import Sidecar, open_encoder, router, sidecar, store_memory
 
 __all__ = ["bind", "embedded_store", "quiet", "run", "running"]
 
@@ -176,6 +176,9 @@ def _server(app: Any) -> _Server:
 def run(settings: Settings, announce: Callable[[int, int], None]) -> None:
     """Serve until told to stop. `announce` gets the two ports once requests are answered."""
     quiet(settings.log_level)
+    # What is missing must stop it here: a worker that cannot start is started again for ever.
+    router(settings)
+    settings.client_token_digests()
     proxy_socket = bind("port", settings.host, settings.port)
     admin_socket = bind("admin_port", settings.admin_host, settings.admin_port)
     ports = proxy_socket.getsockname()[1], admin_socket.getsockname()[1]

@@ -7,6 +7,7 @@ Nothing here opens a socket or a store.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import tomllib
@@ -14,13 +15,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from .errors import ConfigError
 from .guards import GUARDS
 
-__all__ = ["Settings", "load", "seconds"]
+__all__ = [
+    "DeadlineSettings",
+    "FallbackSettings",
+    "PrioritySettings",
+    "ProviderSettings",
+    "RetrySettings",
+    "Settings",
+    "TaskSettings",
+    "TrimSettings",
+    "load",
+    "seconds",
+    "variable",
+]
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -46,6 +67,119 @@ Seconds = Annotated[int, BeforeValidator(seconds)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
+Priority = Literal["critical", "normal", "best_effort"]
+_PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+_KEY = re.compile(r"sha256:[0-9a-f]{64}|env:\w+")
+_RATE = re.compile(r"[1-9]\d{0,8}/[smh]")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _base_url(value: str) -> str:
+    """An address without a trailing slash."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError("is an http or https base URL without a query or a password")
+    return value.rstrip("/")
+
+
+class _Table(BaseModel):
+    """A table of the TOML file: unknown names are mistakes."""
+
+    model_config = {"extra": "forbid", "frozen": True, "hide_input_in_errors": True}
+
+
+class ProviderSettings(_Table):
+    """`[providers.<name>]`: what is left out is taken from the ready-made entry of that name."""
+
+    base_url: str | None = None
+    protocol: Literal["openai", "anthropic", "gemini"] | None = None
+    api_key_env: str = ""
+    """The variable that holds the provider's key; empty passes the client's own credential on."""
+    key_header: str | None = None
+    """Where the key goes, if not where the protocol has it: `api-key` for Azure."""
+    models: Names | None = None
+    """Globs of the models that go here."""
+    max_connections: Annotated[int, Field(ge=1)] | None = None
+    """Unset is the setting of that name."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with every request."""
+    probe: str | None = None
+    """As the setting of that name."""
+    max_concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Requests at a time; the others queue by priority. Unset queues nobody."""
+    rate: Annotated[str, Field(pattern=_RATE)] | None = None
+    """Most requests in a second, minute or hour: `600/m`."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else _base_url(value)
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            text = secret.get_secret_value()
+            if not _HEADER.fullmatch(name) or not text.isascii() or not text.isprintable():
+                raise ValueError("are names and printable values of HTTP headers")
+        return value
+
+
+class RetrySettings(_Table):
+    """`[retry]`."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """At most, the first included; 1 retries nothing."""
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Retries as a share of the requests of the last ten seconds, three at least."""
+
+
+class DeadlineSettings(_Table):
+    """`[deadlines]`: unset ones are the client's own time-out, else `upstream_seconds`."""
+
+    total_seconds: Annotated[float, Field(gt=0)] | None = None
+    first_byte_seconds: Annotated[float, Field(gt=0)] | None = None
+    idle_seconds: Annotated[float, Field(gt=0)] | None = None
+    models: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Base seconds by glob of the model; 50 ms for each of `max_tokens` is added."""
+    learn: bool = False
+    """Tighten the limit of a model from how long its good answers took."""
+
+
+class FallbackSettings(_Table):
+    """`[fallback."<model>"]`: models to ask instead, in order, each as the client would name it."""
+
+    timeout: Names = ()
+    error: Names = ()
+
+
+class TaskSettings(_Table):
+    """`[tasks.<name>]`: what `model = "task/<name>"` stands for; the caller's own fields win."""
+
+    model: Annotated[str, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    priority: Literal["", Priority] = ""
+    template: str = ""
+
+
+class PrioritySettings(_Table):
+    """`[priorities.<class>]`; what is left out keeps the class's own value."""
+
+    target_ms: Annotated[int, Field(ge=1)] | None = None
+    weight: Annotated[int, Field(ge=1, le=1_000)] | None = None
+
+
+class TrimSettings(_Table):
+    """`[trim]`."""
+
+    enabled: bool = False
+    reserve: Annotated[int, Field(gt=0)] = 4_096
+    """Tokens kept for the answer of a request that names no `max_tokens`."""
+    windows: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Tokens by glob of `model` or `provider/model`, before the packaged context windows."""
+
+
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(base).expanduser() / "cache-proxy"
@@ -59,7 +193,27 @@ class Settings(BaseSettings):
     )
 
     upstream: str = "https://api.openai.com/v1"
-    """Base URL that misses go to; the only address ever called."""
+    """Base URL that misses go to; with `providers`, of the models that match none of them."""
+    providers: dict[str, ProviderSettings] = Field(default_factory=dict)
+    """Named upstreams; a request goes to the first whose patterns match its model."""
+    client_tokens: Names = ()
+    """What clients must send as their key, as sha256:<hex> or env:<variable>; none asks for none.
+
+    Needed to listen beyond loopback once a provider's key comes from the environment."""
+    retry: RetrySettings = RetrySettings()
+    """How often upstream is asked again, after failures that may pass."""
+    deadlines: DeadlineSettings = DeadlineSettings()
+    """How long an answer may take, by model and expected length."""
+    fallback: dict[str, FallbackSettings] = Field(default_factory=dict)
+    """Models to ask where one fails or is late."""
+    stale_if_error: Annotated[Seconds, Field(ge=0, le=366 * 86_400)] = 0
+    """How long past its expiry an answer may still be served when upstream fails; 0 never."""
+    tasks: dict[str, TaskSettings] = Field(default_factory=dict)
+    """Names that stand for a model and its parameters: `task/<name>`."""
+    priorities: dict[Priority, PrioritySettings] = Field(default_factory=dict)
+    """Latency target and weight in the queue of `critical`, `normal` and `best_effort`."""
+    trim: TrimSettings = TrimSettings()
+    """Leave out the oldest turns of conversations that the model's window cannot hold."""
     host: str = "127.0.0.1"
     """Address to listen on; anything wider lets other machines spend through this proxy."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -164,15 +318,22 @@ class Settings(BaseSettings):
     @field_validator("upstream")
     @classmethod
     def _http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.query
-            or parts.username
-        ):
-            raise ValueError("is an http or https base URL without a query or a password")
-        return value.rstrip("/")
+        return _base_url(value)
+
+    @field_validator("providers")
+    @classmethod
+    def _providers(cls, value: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
+        for name in value:
+            if not _PROVIDER.fullmatch(name) or name in ("upstream", "task"):
+                raise ValueError("are named by letters, digits, - and _, and not upstream or task")
+        return value
+
+    @field_validator("client_tokens")
+    @classmethod
+    def _client_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_KEY.fullmatch(token) for token in value):
+            raise ValueError("lists tokens as sha256:<hex> or env:<variable>")
+        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -199,7 +360,7 @@ class Settings(BaseSettings):
     @classmethod
     def _tenants(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for key in (key for keys in value.values() for key in keys):
-            if not re.fullmatch(r"sha256:[0-9a-f]{64}|env:\w+", key):
+            if not _KEY.fullmatch(key):
                 raise ValueError("lists keys as sha256:<hex> or env:<variable>")
         return value
 
@@ -224,6 +385,40 @@ class Settings(BaseSettings):
     @classmethod
     def _expanded(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Settings:
+        if (
+            not self.client_tokens
+            and not _is_loopback(self.host)
+            and any(table.api_key_env for table in self.providers.values())
+        ):
+            raise ValueError(
+                "client_tokens: a provider's key comes from the environment, so whoever reaches "
+                f"{self.host} could spend it; list client_tokens, or listen on loopback only"
+            )
+        return self
+
+    def provider_keys(self) -> dict[str, str]:
+        """Provider name to its key, of those whose key comes from the environment.
+
+        Raises ConfigError that names the variable which is not set.
+        """
+        keys = {}
+        for name, table in self.providers.items():
+            if table.api_key_env:
+                keys[name] = variable(f"providers.{name}.api_key_env", table.api_key_env)
+        return keys
+
+    def client_token_digests(self) -> frozenset[str]:
+        """SHA-256 of each client token, in hex. Raises ConfigError as `provider_keys` does."""
+        digests = set()
+        for token in self.client_tokens:
+            kind, _, value = token.partition(":")
+            if kind == "env":
+                value = hashlib.sha256(variable("client_tokens", value).encode()).hexdigest()
+            digests.add(value)
+        return frozenset(digests)
 
     def tenant_names(self) -> dict[str, str]:
         """SHA-256 of a key, in hex, to the tenant that it belongs to."""
@@ -262,6 +457,23 @@ def load(config: Path | None = None, **flags: object) -> Settings:
         raise ConfigError(f"environment: {exc}.") from None
 
 
+def variable(setting: str, name: str) -> str:
+    """A key from the environment, fit for a header."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConfigError(f"{setting}: the variable {name} is not set.")
+    if not value.isascii() or not value.isprintable():
+        raise ConfigError(f"{setting}: the variable {name} holds something that is no key.")
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _toml(path: Path, required: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -273,10 +485,16 @@ def _toml(path: Path, required: bool) -> dict[str, Any]:
         raise ConfigError(f"config: {path} cannot be read as TOML: {exc}.") from None
 
 
+_TABLES = frozenset({"providers", "retry", "deadlines", "fallback", "tasks", "priorities", "trim"})
+
+
 def _sentence(exc: ValidationError) -> str:
     """The first complaint, as `name message.`; the value itself may be a secret and stays out."""
     first = exc.errors(include_input=False, include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
+    where = [str(part) for part in first["loc"] if part != "[key]"]
+    if not where and first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ") + "."  # it names the setting itself
+    name = ".".join(where[: 3 if where[0] in _TABLES else 1]) if where else "settings"
     if first["type"] == "extra_forbidden":
         return f"{name}: there is no such setting."
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""`cache-stats`: the ledger's counters of a span of time -> one report, as JSON or as a table.
+"""`cache-stats`: the ledger's counters of a span of time -> one report, and that as JSON.
 
 Only adds up and words what the ledger wrote; decides nothing, reads no clock and prints nothing.
 Counters are kept by the hour, so a span begins at the hour that holds its beginning.
@@ -8,38 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from .counters import Field, parse_field
+from .counters import PROVIDERS_PURSE, Field, parse_field
 from .ledger import CounterStore
-from .tally import Tally, audits, numbers, requests, shadow, share
+from .tally import (
+    Tally,
+    numbers,
+    priority,
+    provider,
+    requests,
+    roi,
+    shadow,
+)
+from .upstream.fair_queue import CLASSES
 
-__all__ = [
-    "By",
-    "Churn",
-    "Report",
-    "as_json",
-    "collect",
-    "parse_since",
-    "render",
-    "shadow_table",
-    "wrong_rate",
-]
+__all__ = ["BYS", "By", "Churn", "Report", "as_json", "by_class", "collect", "iso", "parse_since"]
 
-By = Literal["model", "tenant", "day", "tier", "reason"]
+By = Literal["model", "tenant", "day", "tier", "reason", "priority", "provider"]
+BYS: tuple[By, ...] = get_args(By)
 
 ENOUGH_MISSES = 20  # without a hit, before a field is named as the one that churns
-SHOWN_REASONS = 8
-SHOWN_GROUPS = 25
 NONE = "none"  # the group of what has no model, tenant or tier
 MOSTLY = 0.5  # of the misses compared; a field that changes less often does not explain them
 
@@ -73,10 +65,16 @@ class Report:
     entries: int
     bytes: int
     prices: str | None  # "2026-11-09 genai-prices 0.2.3"
+    first: int | None  # the beginning of the first hour that was counted; None of no data
 
     @property
     def requests(self) -> int:
         return requests(self.total)
+
+    @property
+    def covered(self) -> float:
+        """Seconds from the first count to the end of the span."""
+        return 0 if self.first is None else max(0, self.until - self.first)
 
 
 async def collect(store: CounterStore, since: float, until: float, by: By | None = None) -> Report:
@@ -86,8 +84,11 @@ async def collect(store: CounterStore, since: float, until: float, by: By | None
     """
     # The same fields come hour after hour: added up as they are first, taken apart once a day.
     days: dict[str, dict[str, int]] = {}
+    first = None
     async for hour, fields in store.read_counters(int(since) // 3600, int(until) // 3600):
-        sums = days.setdefault(_iso(hour * 3600)[:10], {})
+        if fields:
+            first = min(hour * 3600, first if first is not None else hour * 3600)
+        sums = days.setdefault(iso(hour * 3600)[:10], {})
         for text, n in fields.items():
             sums[text] = sums.get(text, 0) + n
         await asyncio.sleep(0)  # the admin port shares the event loop with requests
@@ -119,6 +120,7 @@ async def collect(store: CounterStore, since: float, until: float, by: By | None
         entries=entries,
         bytes=held,
         prices=prices,
+        first=first,
     )
 
 
@@ -131,8 +133,8 @@ def as_json(report: Report) -> dict[str, Any]:
     churn = report.churn
     document = {
         "data": report.requests > 0,
-        "since": _iso(report.since),
-        "until": _iso(report.until),
+        "since": iso(report.since),
+        "until": iso(report.until),
         **numbers(report.total),
         "churn": {
             "field": churn.field if churn else None,
@@ -146,23 +148,17 @@ def as_json(report: Report) -> dict[str, Any]:
         "bytes": report.bytes,
         "prices_as_of": day or None,
         "prices_source": source or None,
+        "roi": roi(report.total, report.covered),
     }
-    if report.by is not None:
+    if report.by == "priority":
         document["by"] = [
-            {report.by: key, **numbers(tally)} for key, tally in report.groups.items()
+            {"priority": name, "model": model or None, **priority(tally)}
+            for name, model, tally in by_class(report)
         ]
+    elif report.by is not None:
+        said = provider if report.by == "provider" else numbers
+        document["by"] = [{report.by: key, **said(tally)} for key, tally in report.groups.items()]
     return document
-
-
-def render(report: Report) -> RenderableType:
-    """The same report for a terminal."""
-    if report.requests == 0:
-        nothing = Text("no data: no request was counted in this time")
-        return Group(_title(report), nothing, _held(report))
-    parts = [_title(report), _outcomes(report.total), _money(report), _latency(report.total)]
-    parts += [part for part in (_reasons(report.total), _grouped(report)) if part is not None]
-    parts += [_quality(report.total), _held(report)]
-    return Group(*parts) if report.churn is None else Group(*parts, _blame(report.churn))
 
 
 def parse_since(text: str, now: float) -> float:
@@ -197,6 +193,18 @@ def _keys(by: By | None, day: str, field: Field) -> Iterator[str]:
         yield from _tier(field)
     elif by == "reason" and field.counter in ("miss", "bypass", "error"):
         yield field.detail
+    elif by == "priority" and field.counter in ("class", "within", "ms.class"):
+        name = field.detail.rpartition(".")[0]
+        yield name
+        yield f"{name} {field.model or NONE}"
+    elif by == "provider" and field.counter in ("attempt", "routed", "ms.provider"):
+        yield field.detail.rpartition(".")[0]
+    elif by == "provider" and (field.counter in ("shed", "fell") or _of_provider(field.counter)):
+        yield field.detail
+
+
+def _of_provider(counter: str) -> bool:
+    return counter.startswith(f"{PROVIDERS_PURSE}.")
 
 
 def _tier(field: Field) -> Iterator[str]:
@@ -208,10 +216,30 @@ def _tier(field: Field) -> Iterator[str]:
 
 
 def _ordered(by: By | None, groups: Mapping[str, Tally]) -> dict[str, Tally]:
-    """Days in order, anything else by requests."""
+    """Days in order, classes by rank, providers by calls, anything else by requests."""
     if by == "day":
         return dict(sorted(groups.items()))
+    if by == "priority":
+        ranks = list(CLASSES)
+        return dict(sorted(groups.items(), key=lambda item: _rank(ranks, *item)))
+    if by == "provider":
+        return dict(sorted(groups.items(), key=lambda item: (-item[1].sum("attempt"), item[0])))
     return dict(sorted(groups.items(), key=lambda item: (-requests(item[1]), item[0])))
+
+
+def _rank(ranks: list[str], key: str, tally: Tally) -> tuple[int, bool, int, str]:
+    """Each class before its models, these by requests."""
+    name, _, model = key.partition(" ")
+    rank = ranks.index(name) if name in ranks else len(ranks)
+    return rank, bool(model), -tally.sum("class"), key
+
+
+def by_class(report: Report) -> Iterator[tuple[str, str, Tally]]:
+    """Class, model and what was counted; model "" is all of the class."""
+    for key, tally in report.groups.items():
+        name, _, model = key.partition(" ")
+        if tally.sum("class"):
+            yield name, model, tally
 
 
 def _worst_churn(pairs: Mapping[tuple[str, str], Tally]) -> Churn | None:
@@ -236,181 +264,6 @@ def _churn(tally: Tally, model: str, tenant: str) -> Churn | None:
     return Churn(field, part, tally.sum("miss"), model, tenant) if part >= MOSTLY else None
 
 
-def _iso(seconds: int) -> str:
+def iso(seconds: int) -> str:
+    """A Unix time in words, UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-# The table ----------------------------------------------------------------------------------------
-
-
-def _title(report: Report) -> RenderableType:
-    since, until = (
-        _iso(seconds)[:16].replace("T", " ") for seconds in (report.since, report.until)
-    )
-    span = f"{since} to {until} UTC"
-    return Text.assemble(("cache-stats  ", "bold"), (span, "dim"))
-
-
-def _outcomes(tally: Tally) -> RenderableType:
-    said = numbers(tally)
-    all_of = said["requests"]
-    exact, semantic = said["hits"]["exact"], said["hits"]["semantic"]
-    bypassed = sum(said["bypasses"].values())
-    rate, cacheable = _percent(said["hit_rate"]), _percent(said["hit_rate_cacheable"])
-    table = _table("", "requests", "share", "")
-    rows = (
-        ("hits", exact + semantic, f"exact {exact:,}, semantic {semantic:,}"),
-        ("misses", said["misses"], f"{said['collapsed']:,} shared an upstream call"),
-        ("bypasses", bypassed, "passed through, not for the cache"),
-        ("errors", said["errors"], "our own failures"),
-    )
-    for name, n, note in rows:
-        table.add_row(name, f"{n:,}", _percent(share(n, all_of)), Text(note, "dim"))
-    note = f"hit rate {rate}, {cacheable} of the cacheable"
-    table.add_row("all", f"{all_of:,}", "", Text(note, "bold"), style="bold")
-    return table
-
-
-def _money(report: Report) -> RenderableType:
-    said = numbers(report.total)
-    table = _table("", "US dollars", "input tokens", "output tokens")
-    for name in ("saved", "spent"):
-        tokens = said[f"tokens_{name}"]
-        table.add_row(
-            name, _usd(said[f"usd_{name}"]), f"{tokens['input']:,}", f"{tokens['output']:,}"
-        )
-    own = said["upstream_own"]
-    if own["calls"]:
-        tokens = own["tokens"]
-        cells = (_usd(own["usd"]), f"{tokens['input']:,}", f"{tokens['output']:,}")
-        table.add_row("audits, probes", *cells)
-    unknown = said["price_unknown"]
-    note = f"prices as of {report.prices or 'unknown'}"
-    if unknown["requests"]:
-        note += f"; not in the dollars, for want of a price: {unknown['requests']:,} requests, "
-        note += f"{unknown['tokens']:,} tokens"
-    return Group(table, Text(note, "dim"))
-
-
-def _latency(tally: Tally) -> RenderableType:
-    said = numbers(tally)["latency_ms"]
-    table = _table("milliseconds", "p50", "p95", "p99")
-    for timer, values in said.items():
-        table.add_row(timer.replace("_", " "), *(_ms(value) for value in values.values()))
-    return table
-
-
-def _reasons(tally: Tally) -> RenderableType | None:
-    said = numbers(tally)
-    kinds = (
-        ("miss", said["miss_reasons"]),
-        ("bypass", said["bypasses"]),
-        ("error", said["error_reasons"]),
-        ("not stored", said["discards"]),
-        ("guard", said["vetoes"]),
-    )
-    table = _table("why not", "reason", "times", left=2)
-    for kind, reasons in kinds:
-        for reason, n in list(reasons.items())[:SHOWN_REASONS]:
-            table.add_row(kind, reason, f"{n:,}")
-    return table if table.row_count else None
-
-
-def _grouped(report: Report) -> RenderableType | None:
-    if report.by is None:
-        return None
-    table = _table(f"by {report.by}", "requests", "hits", "hit rate", "saved", "spent", "hit p50")
-    asked = [(key, tally) for key, tally in report.groups.items() if requests(tally)]
-    for key, tally in asked[:SHOWN_GROUPS]:
-        said = numbers(tally)
-        table.add_row(
-            key,
-            f"{said['requests']:,}",
-            f"{sum(said['hits'].values()):,}",
-            _percent(said["hit_rate"]),
-            _usd(said["usd_saved"]),
-            _usd(said["usd_spent"]),
-            _ms(said["latency_ms"]["hit"]["p50"]),
-        )
-    if len(asked) <= SHOWN_GROUPS:
-        return table
-    return Group(table, Text(f"the first {SHOWN_GROUPS} of {len(asked)}; --json has all"))
-
-
-def shadow_table(report: Report) -> RenderableType:
-    """What each threshold would have served of the requests that were only looked up."""
-    rows = shadow(report.total)
-    if not rows:
-        return Group(_title(report), "no data: no request was looked up in shadow mode")
-    names = ("threshold", "would hit", "hit rate", "by meaning", "wrong", "share", "95 %")
-    table = _table(*names)
-    for row in rows:
-        interval = f"{_percent(row['low'])} to {_percent(row['high'])}" if row["semantic"] else "-"
-        table.add_row(
-            f"{row['threshold']:.2f}",
-            str(row["hits"]),
-            _percent(row["hit_rate"]),
-            str(row["semantic"]),
-            str(row["wrong"]),
-            _percent(row["wrong_rate"]),
-            interval,
-        )
-    return Group(_title(report), table)
-
-
-def _quality(tally: Tally) -> RenderableType:
-    said = audits(tally)
-    if said["rate"] is None:
-        return Text("wrong-hit rate unknown: no semantic hit was audited", "dim")
-    threshold = numbers(tally)["tightened"]
-    text = "" if threshold is None else f"; wrong hits raised a threshold to {threshold:.2f}"
-    return Text(wrong_rate(said) + text)
-
-
-def wrong_rate(said: Mapping[str, Any]) -> str:
-    """ "wrong-hit rate 0.4 % (95 %: 0.1 to 1.1 %, 500 audited)"; the interval rounded outwards."""
-    low = math.floor(round(said["low"] * 1_000, 6)) / 10
-    high = math.ceil(round(said["high"] * 1_000, 6)) / 10
-    rate = f"wrong-hit rate {said['rate'] * 100:.1f} %"
-    return f"{rate} (95 %: {low:.1f} to {high:.1f} %, {said['audited']:,} audited)"
-
-
-def _held(report: Report) -> RenderableType:
-    return Text(f"stored now: {report.entries:,} entries, {report.bytes / 1e6:,.1f} MB")
-
-
-def _blame(churn: Churn) -> RenderableType:
-    who = f"model {churn.model or NONE}, tenant {churn.tenant or NONE}"
-    return Text.assemble(
-        ("never repeats: ", "bold yellow"),
-        (
-            f"the field '{churn.field}' differs on {_percent(churn.share)} of the calls of {who}, ",
-            "",
-        ),
-        (f"so none of its {churn.misses:,} misses could be a hit", ""),
-    )
-
-
-def _table(*columns: str, left: int = 1) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        # Words to the left, numbers to the right; a last column without a name holds notes.
-        words = number < left or not column
-        table.add_column(column, justify="left" if words else "right")
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _usd(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    if value == 0 or value >= 1:
-        return f"${value:,.2f}"
-    return f"${value:.4f}" if value >= 0.0001 else "<$0.0001"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"

@@ -71,6 +71,7 @@ class Look:
     vector: bytes  # fp16, of the entry
     epoch: int  # in force now; the epoch of an entry stored for this request
     accepted: int | None  # Unix seconds when upstream last accepted the credential
+    stale: Entry | None = None  # in place of `entry`: expired, and held for when upstream fails
 
 
 class Change(NamedTuple):
@@ -91,8 +92,9 @@ class Store:
     """One Redis or Valkey by URL: `redis://`, `rediss://`, `unix:///path?db=0`.
 
     `secret` keys the checksums; `fingerprint` (8 bytes) names the encoder whose entries count.
-    `clock` gives Unix seconds. No entry lives longer than `longest_ttl_seconds`. `on_state` is
-    told each change of the breaker. Raises ConfigError for a URL it cannot read.
+    `clock` gives Unix seconds. No entry counts longer than `longest_ttl_seconds`; expired ones are
+    held for another `stale_seconds`, for `look` alone. `on_state` is told each change of the
+    breaker. Raises ConfigError for a URL it cannot read.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Store:
         max_entries: int = 1_000_000,
         max_bytes: int = 2**30,
         longest_ttl_seconds: int = 30 * _DAY,
+        stale_seconds: int = 0,
         on_state: Callable[[State], None] = lambda state: None,
         client: Redis | None = None,
     ) -> None:
@@ -119,7 +122,8 @@ class Store:
         self._deadline = deadline_seconds
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._longest = min(longest_ttl_seconds, _LONGEST_SECONDS)
+        self._longest = longest_ttl_seconds
+        self._stale = stale_seconds
         self._on_state = on_state
         self._line = Line(
             Breaker(self._turned),
@@ -200,6 +204,8 @@ class Store:
 
         The books, the journal and the caps are kept in the same atomic step.
         """
+        # Whoever asked for a shorter time than ours wants it gone after that.
+        stale = self._stale if ttl_seconds >= self._longest else 0
         try:
             value = pack(entry, vector, self._key)
         except Corrupt as exc:
@@ -211,9 +217,9 @@ class Store:
             self._books,
             entry.digest,
             value,
-            max(1, min(ttl_seconds, self._longest)),
+            min(max(1, min(ttl_seconds, self._longest)) + stale, _LONGEST_SECONDS),
             entry.expires,
-            int(self._clock()),
+            int(self._clock()) - self._stale,
             self._max_entries,
             self._max_bytes,
             _EVICTIONS,
@@ -399,8 +405,11 @@ class Store:
         accepted = values[len(batch) :]
         for (digest, _, answer), value, at in zip(batch, values, accepted, strict=False):
             if not answer.done():
-                entry, vector = self._check(value, digest, now) or (None, b"")
-                answer.set_result(Look(entry, vector, self._epoch, _number(at)))
+                entry, vector = self._check(value, digest, now - self._stale) or (None, b"")
+                stale = None
+                if entry is not None and entry.expires <= now:
+                    entry, stale = None, entry
+                answer.set_result(Look(entry, vector, self._epoch, _number(at), stale))
 
     # Reading and checking -----------------------------------------------------------------------
 

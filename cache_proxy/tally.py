@@ -12,21 +12,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from .certify import interval
-from .counters import KINDS, TIMERS, bucket_value
+from .counters import KINDS, PROVIDERS_PURSE, TIMERS, bucket_value
 from .dial import BINS, Labels
 
 __all__ = [
+    "DAY_SECONDS",
+    "ENOUGH_DAYS",
     "Tally",
+    "attempts",
     "audits",
     "labels",
     "numbers",
     "percentiles",
+    "priority",
+    "provider",
     "requests",
+    "roi",
     "shadow",
     "share",
 ]
 
 SOURCES = ("audit", "miss", "shadow", "report")  # of labels
+DAY_SECONDS = 86_400
+MONTH_DAYS = 30
+# Nights and days differ too much for a part of one to tell of a month.
+ENOUGH_DAYS = 1.0
+
 QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
@@ -78,6 +89,7 @@ def numbers(tally: Tally) -> dict[str, Any]:
             "tokens": _tokens(tally, "upstream"),
             "usd": _dollars(tally, "upstream"),
         },
+        "upstream_attempts": attempts(tally),
         "latency_ms": {timer: percentiles(tally, timer) for timer in TIMERS},
         "audits": audits(tally),
         "tightened": _strictest(tally),
@@ -110,6 +122,84 @@ def audits(tally: Tally) -> dict[str, float | int | None]:
         "low": None if low is None else round(low, 6),
         "high": None if high is None else round(high, 6),
     }
+
+
+def attempts(tally: Tally) -> dict[str, int]:
+    """Calls made to upstream, and why; and the requests turned away without one."""
+    why: Counter[str] = Counter()
+    for detail, n in tally.details("attempt").items():
+        why[detail.rpartition(".")[2]] += n
+    return {
+        "calls": why.total(),
+        "retries": why["retry"],
+        "fallbacks": why["fallback"],
+        "shed": tally.sum("shed"),
+    }
+
+
+def priority(tally: Tally) -> dict[str, Any]:
+    """One class against its target: how long until good answers began, and the share in time.
+
+    The share is of all requests of the class: one that failed or was turned away was not in time.
+    """
+    asked, within = tally.sum("class"), tally.sum("within")
+    targets = [int(detail.rpartition(".")[2]) for detail in tally.details("class")]
+    return {
+        "requests": asked,
+        "target_ms": targets[0] if targets else None,  # the one most requests had
+        "within_target": within,
+        "share_within": share(within, asked),
+        "latency_ms": percentiles(tally, "class"),
+    }
+
+
+def provider(tally: Tally) -> dict[str, Any]:
+    """One provider: the requests it was for, the calls it got, what they cost and took."""
+    routed: Counter[str] = Counter()
+    for detail, n in tally.details("routed").items():
+        routed[detail.rpartition(".")[2]] += n
+    return {
+        "requests": routed.total(),
+        "hits": routed["hit"],
+        "misses": routed["miss"],
+        "bypasses": routed["bypass"],
+        "errors": routed["error"],
+        "answered_for_others": tally.sum("fell"),
+        "upstream_attempts": attempts(tally),
+        "tokens_spent": _tokens(tally, PROVIDERS_PURSE),
+        "usd_spent": _dollars(tally, PROVIDERS_PURSE),
+        "latency_ms": percentiles(tally, "provider"),
+    }
+
+
+def roi(tally: Tally, seconds: float) -> dict[str, float | None]:
+    """What upstream cost with the cache, and would have cost without it.
+
+        with    = spent on requests + spent on our own calls (audits, their judge)
+        without = spent on requests + saved by hits and shared calls
+
+    In US dollars over the `seconds` that were counted, then as a mean day, and as a month of 30
+    such days: null until a whole day was counted. What has no known price is in neither; a sum
+    with nothing but unknown prices in one of its parts is null.
+    """
+    spent, own, saved = (_dollars(tally, purse) for purse in ("spent", "upstream", "saved"))
+    days = seconds / DAY_SECONDS
+    figures: dict[str, float | None] = {"days": round(days, 4)}
+    sums = {
+        "without_cache": _plus(spent, saved),
+        "with_cache": _plus(spent, own),
+        "saved": None if saved is None or own is None else saved - own,
+    }
+    for name, usd in sums.items():
+        mean = None if usd is None or days < ENOUGH_DAYS else usd / days
+        figures[f"usd_{name}"] = usd
+        figures[f"{name}_per_day"] = mean
+        figures[f"{name}_per_month"] = None if mean is None else mean * MONTH_DAYS
+    return figures
+
+
+def _plus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def labels(tally: Tally, *sources: str, encoder: str | None = None) -> Labels:

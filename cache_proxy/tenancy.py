@@ -19,7 +19,7 @@ import orjson
 
 from .canonical import keyed
 
-__all__ = ["KEY_PARAMETERS", "Caller", "Tenancy", "is_credential"]
+__all__ = ["KEY_PARAMETERS", "Caller", "Tenancy", "is_credential", "presented"]
 
 KEY_PARAMETERS = frozenset({"key", "api_key", "api-key"})
 
@@ -76,8 +76,7 @@ class Tenancy:
 
     def _owner(self, credentials: tuple[bytes, ...]) -> tuple[bytes, ...]:
         if (self.names or self.jwt) and len(credentials) == 2:
-            key = credentials[1]
-            key = key[7:].strip() if key[:7].lower() == b"bearer " else key
+            key = _bare(credentials[1])
             digest = hashlib.sha256(key).hexdigest()
             for known, name in self.names.items():
                 if hmac.compare_digest(known, digest):
@@ -85,6 +84,19 @@ class Tenancy:
             if self.jwt and (claims := _jwt_owner(key)):
                 return (b"jwt", claims)
         return (b"credential", *credentials)
+
+
+def presented(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> list[bytes]:
+    """Every key that a request shows, less the word `Bearer`."""
+    found = [value for name, value in headers if is_credential(name)]
+    if b"=" in query:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
+        found += [key.encode("latin-1") for name, key in pairs if name.lower() in KEY_PARAMETERS]
+    return [_bare(value) for value in found]
+
+
+def _bare(value: bytes) -> bytes:
+    return value[7:].strip() if value[:7].lower() == b"bearer " else value
 
 
 def _credentials(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> tuple[bytes, ...] | None:

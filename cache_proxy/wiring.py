@@ -11,20 +11,24 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from embeddings import Encoder, EncoderError, Index, Worker, load, self_test
 from embeddings.background import background, rests_on
 
+from . import tokens
 from .acceptance import Acceptance
 from .admin import admin_app
 from .app import App
 from .audit import Auditor
+from .clients import ClientTokens
 from .dial import Dial
 from .errors import ConfigError, MemoryUnavailable
 from .explain import Explainer, Partitions
@@ -43,9 +47,18 @@ from .store import Store
 from .tally import labels
 from .tenancy import Tenancy
 from .upstream.client import Upstream
+from .upstream.deadlines import Deadlines, Learnt
+from .upstream.fair_queue import CLASSES, PriorityClass
+from .upstream.fallback import Chain
+from .upstream.providers import Provider, Router, ready_made
+from .upstream.relay import Relay
+from .upstream.retry import Retrying
 from .upstream.routes import probe_path
+from .upstream.tasks import Task, Tasks
+from .upstream.trim import Trimmer, shipped_windows
+from .upstream.turnstile import Turnstile
 
-__all__ = ["Sidecar", "file_secret", "open_encoder", "open_store", "sidecar"]
+__all__ = ["Sidecar", "file_secret", "open_encoder", "open_store", "router", "sidecar"]
 
 log = structlog.get_logger("cache_proxy")
 
@@ -119,6 +132,7 @@ def open_store(settings: Settings, url: str, *, fingerprint: bytes = _NO_ENCODER
         max_entries=settings.max_entries,
         max_bytes=settings.max_bytes,
         longest_ttl_seconds=settings.ttl,
+        stale_seconds=settings.stale_if_error,
         on_state=turned,
     )
 
@@ -145,20 +159,144 @@ def policy(settings: Settings, encoder: Encoder | None) -> Policy:
     )
 
 
+def router(settings: Settings) -> Router:
+    """The providers of the settings, filled up from the ready-made ones. Raises ConfigError.
+
+    `upstream` counts beside named ones only where it is set.
+    """
+    known, keys = ready_made(), settings.provider_keys()
+    providers = [
+        _provider(name, settings, known.get(name, {}), keys.get(name, ""))
+        for name in settings.providers
+    ]
+    tasks = {name: Task(**table.model_dump()) for name, table in settings.tasks.items()}
+    windows = [*settings.trim.windows.items(), *shipped_windows()]
+    built = partial(
+        Router,
+        providers,
+        tasks=Tasks(tasks) if tasks else None,
+        trimmer=Trimmer(windows, settings.trim.reserve) if settings.trim.enabled else None,
+        classed=bool(settings.priorities),
+    )
+    if providers and "upstream" not in settings.model_fields_set:
+        return built()
+    upstream = Provider(
+        name="upstream" if providers else "",
+        base_url=settings.upstream,
+        judges=not settings.client_tokens,
+        probe=probe_path(settings.upstream, settings.probe),
+        max_connections=settings.max_connections,
+    )
+    return built(upstream)
+
+
+def _provider(name: str, settings: Settings, entry: Mapping[str, Any], key: str) -> Provider:
+    """One table; what it leaves out is `entry`'s."""
+    table = settings.providers[name]
+    base_url = table.base_url or entry.get("base_url")
+    if not base_url:
+        raise ConfigError(
+            f"providers.{name}.base_url: is needed; none is ready-made for this name."
+        )
+    models = entry.get("models", ()) if table.models is None else table.models
+    return Provider(
+        name=name,
+        base_url=base_url,
+        protocol=table.protocol or entry.get("protocol", "openai"),
+        key=key,
+        key_header=(table.key_header or entry.get("key_header", "")).lower(),
+        judges=not key and not settings.client_tokens,
+        models=tuple(models),
+        headers=tuple(
+            (header.lower().encode(), value.get_secret_value().encode())
+            for header, value in table.headers.items()
+        ),
+        probe=probe_path(base_url, table.probe or ""),
+        max_connections=table.max_connections or settings.max_connections,
+        max_concurrency=table.max_concurrency,
+        rate=None if table.rate is None else _per_second(table.rate),
+    )
+
+
+def priority_classes(settings: Settings) -> dict[str, PriorityClass]:
+    """The three classes, with what the settings say of them."""
+    found = dict(CLASSES)
+    for name, table in settings.priorities.items():
+        found[name] = replace(found[name], **table.model_dump(exclude_none=True))
+    return found
+
+
+def _per_second(rate: str) -> float:
+    """`600/m` as calls a second."""
+    count, _, unit = rate.partition("/")
+    return int(count) / {"s": 1, "m": 60, "h": 3_600}[unit]
+
+
+def deadlines(settings: Settings) -> Deadlines:
+    """What is learnt needs a bound to tighten: the one that holds unset."""
+    table = settings.deadlines
+    total = table.total_seconds or (settings.upstream_seconds if table.learn else None)
+    return Deadlines(
+        total=total,
+        first_byte=table.first_byte_seconds,
+        idle=table.idle_seconds,
+        models=tuple(table.models.items()),
+        otherwise=settings.upstream_seconds,
+    )
+
+
 @asynccontextmanager
 async def sidecar(
     settings: Settings, store_url: str, encoder: Encoder | None
 ) -> AsyncIterator[Sidecar]:
     """Everything built, running in the background, and closed again at the end."""
+    routes = router(settings)
+    clients = ClientTokens(settings.client_token_digests())
     fingerprint = bytes.fromhex(encoder.fingerprint) if encoder else _NO_ENCODER
     store = open_store(settings, store_url, fingerprint=fingerprint)
     worker = Worker(encoder, Index(encoder.dimension)) if encoder else None
-    prices = PriceBook(overrides=_overrides(settings), clock=time.time)
+    prices = PriceBook(overrides=price_overrides(settings), clock=time.time)
+    classes = priority_classes(settings)
     ledger = Ledger(
-        process=secrets.token_hex(6), clock=time.time, prices=prices, encoder=_labels_of(encoder)
+        process=secrets.token_hex(6),
+        clock=time.time,
+        prices=prices,
+        encoder=_labels_of(encoder),
+        classes=classes,
     )
-    upstream = Upstream(
-        max_connections=settings.max_connections, connect_seconds=settings.connect_seconds
+    monotonic = asyncio.get_running_loop().time
+    relay = Relay(
+        pools={
+            provider.name: Upstream(
+                max_connections=provider.max_connections,
+                connect_seconds=settings.connect_seconds,
+            )
+            for provider in routes.providers
+        },
+        turnstiles={
+            provider.name: Turnstile(
+                concurrency=provider.max_concurrency,
+                per_second=provider.rate,
+                classes=classes,
+                now=monotonic,
+            )
+            for provider in routes.providers
+            if provider.limited
+        },
+        count=lambda why, route: ledger.record_attempt(
+            why, provider=route.provider.name, model=route.model
+        ),
+        retrying=Retrying(settings.retry.attempts, settings.retry.budget),
+        deadlines=deadlines(settings),
+        learnt=Learnt() if settings.deadlines.learn else None,
+        chains={
+            model: Chain(table.timeout, table.error) for model, table in settings.fallback.items()
+        },
+        router=routes,
+        now=monotonic,
+        clock=time.time,
+        sleep=asyncio.sleep,
+        dice=random.random,
     )
     memory = Memory(
         store=store,
@@ -190,7 +328,7 @@ async def sidecar(
             tenancy=Tenancy(
                 secret, settings.tenancy, settings.tenant_names(), settings.jwt_tenants
             ),
-            base_url=settings.upstream,
+            router=routes,
             fingerprint=fingerprint,
             ignore_end_user=settings.end_user == "ignore",
             masks=tuple(re.compile(mask) for mask in settings.masks),
@@ -199,13 +337,11 @@ async def sidecar(
         memory=memory,
         acceptance=Acceptance(
             store=store,
-            upstream=upstream,
-            probe_url=probe_path(settings.upstream, settings.probe),
+            relay=relay,
             strict=settings.acceptance == "strict",
             clock=time.time,
         ),
-        upstream=upstream,
-        base_url=settings.upstream,
+        relay=relay,
         flights=Flights(hold_bytes=settings.max_answer_bytes * 2),
         record=record,
         prices=prices,
@@ -226,8 +362,8 @@ async def sidecar(
         dice=random.random,
         judge=Judge(
             model=settings.judge_model,
-            upstream=upstream,
-            base_url=settings.upstream,
+            relay=relay,
+            router=routes,
             ledger=ledger,
             prices=prices,
         )
@@ -254,8 +390,9 @@ async def sidecar(
             "completions": proxy.handle,
             "embeddings": Piecewise(proxy).handle,
         },
-        upstream=upstream,
-        base_url=settings.upstream,
+        relay=relay,
+        router=routes,
+        clients=clients,
         record=record,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
@@ -271,6 +408,8 @@ async def sidecar(
         clock=time.time,
     )
     await asyncio.to_thread(prices.warm)  # half a second of imports that no request should pay
+    if settings.trim.enabled:
+        await asyncio.to_thread(tokens.warm)
     if worker is not None:
         worker.start()
     tasks = [
@@ -289,7 +428,7 @@ async def sidecar(
             await ledger.flush(store)
         except MemoryUnavailable:
             log.warning("counters", lost="the last second: the store does not answer")
-        await upstream.close()
+        await relay.close()
         await store.close()
         if worker is not None:
             worker.close(_DRAIN_SECONDS)
@@ -330,7 +469,7 @@ async def _follow_labels(dial: Dial, ledger: Ledger, store: Store, encoder: str)
         await _relearn(dial, store, encoder)
 
 
-def _overrides(settings: Settings) -> Sequence[Override]:
+def price_overrides(settings: Settings) -> Sequence[Override]:
     if settings.prices is None:
         return shipped_prices()
     try:

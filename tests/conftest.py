@@ -181,6 +181,8 @@ def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
                     "key_prefix": f"t{next(_names)}-{time.time_ns()}",
                     # These tests ask what is served, not how fast a busy machine is.
                     "audit_share": 0,  # an audit more or less would make every count a guess
+                    # Likewise a retry; tests of them ask for them.
+                    "retry": {"attempts": 1},
                     "cache_ms": 5_000,
                     "store_ms": 1_000,
                 }

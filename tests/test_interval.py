@@ -9,7 +9,8 @@ import re
 import pytest
 
 from cache_proxy.ledger import Ledger
-from cache_proxy.stats import as_json, collect, wrong_rate
+from cache_proxy.stats import as_json, collect
+from cache_proxy.stats_table import wrong_rate
 from tests.test_stats import NOW, DictStore
 
 _LINE = re.compile(r"wrong-hit rate ([\d.]+) % \(95 %: ([\d.]+) to ([\d.]+) %, ([\d,]+) audited\)")

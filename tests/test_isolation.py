@@ -23,6 +23,7 @@ from cache_proxy.guards import GUARDS
 from cache_proxy.model import Call, Candidate, Directives, Entry, Hit, Policy
 from cache_proxy.reading import Exchange, Reader
 from cache_proxy.tenancy import Tenancy
+from cache_proxy.upstream.providers import single
 from tests.conftest import Answered, World, WorldMaker, world_maker
 from tests.scripted import Reply, Seen, echo
 
@@ -592,7 +593,7 @@ def test_twenty_thousand_adversarial_look_ups() -> None:
     """
     reader = Reader(
         tenancy=Tenancy(SECRET),
-        base_url="http://up/v1",
+        router=single("http://up/v1"),
         fingerprint=b"f" * 8,
         ignore_end_user=False,
         masks=(),

@@ -35,19 +35,37 @@ LAYERS: dict[str, frozenset[str]] = {
             *("agreement", "certify", "dial", "gist", "score"),
             *("protocols", "protocols.sse", "protocols.chat", "protocols.completions"),
             *("protocols.embeddings_api", "protocols.openai_request", "protocols.openai_answer"),
-            *("upstream", "upstream.routes"),
+            "tokens",
+            *("upstream.tasks", "upstream.trim"),
+            *("upstream", "upstream.routes", "upstream.fair_queue"),
+            *("upstream.providers", "upstream.retry", "clients", "protocols.faults"),
+            *("upstream.deadlines", "upstream.health", "upstream.fallback"),
         }
     ),
     "shell": frozenset(
         {
             *("proxy", "piecewise", "passage", "reading", "flights", "acceptance"),
-            *("memory", "store", "breaker", "embedded", "ledger", "stats"),
+            *("memory", "store", "breaker", "embedded", "ledger", "stats", "stats_table"),
             *("audit", "explain", "judge"),
-            *("upstream.client", "upstream.completion"),
+            "caller",
+            *("upstream.client", "upstream.completion", "upstream.turnstile"),
+            *("upstream.relay", "upstream.catalogue"),
         }
     ),
     "edge": frozenset(
-        {"app", "admin", "settings", "wiring", "serve", "cli", "demo", "tune", "__main__"}
+        {
+            "app",
+            "admin",
+            "settings",
+            "wiring",
+            "serve",
+            "cli",
+            "demo",
+            "tune",
+            "__main__",
+            "batch",
+            "bench",
+        }
     ),
 }
 
@@ -68,6 +86,7 @@ NOT_CALLED_IN_THE_CORE = frozenset({"now", "utcnow", "today", "open", "print", "
 DOORS: dict[str, frozenset[str]] = {
     "fastapi": frozenset({"cache_proxy.app", "cache_proxy.admin"}),
     "starlette": frozenset({"cache_proxy.app", "cache_proxy.admin"}),
+    "httptools": frozenset({"cache_proxy.caller"}),
     "httpx": frozenset({"cache_proxy.upstream.client"}),
     "aiohttp": frozenset({"cache_proxy.upstream.client"}),
     "httpx_aiohttp": frozenset({"cache_proxy.upstream.client"}),
@@ -79,6 +98,8 @@ DOORS: dict[str, frozenset[str]] = {
     "typer": frozenset({"cache_proxy.cli"}),
     "uvicorn": frozenset({"cache_proxy.serve", "cache_proxy.demo"}),
     "genai_prices": frozenset({"cache_proxy.pricing"}),
+    "quicktok": frozenset({"cache_proxy.tokens"}),
+    "matplotlib": frozenset({"cache_proxy.bench"}),
     "prometheus_client": frozenset({"cache_proxy.metrics"}),
     "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit"}),
     "logging": frozenset({"cache_proxy.serve"}),
@@ -90,7 +111,9 @@ DOORS: dict[str, frozenset[str]] = {
     "sentence_transformers": frozenset({"embeddings.export", "embeddings.sentence"}),
 }
 # Packages that cost memory and seconds: only inside the function that needs them.
-LATE = frozenset({"torch", "sentence_transformers", "onnx", "onnxruntime", "faiss"})
+LATE = frozenset(
+    {"torch", "sentence_transformers", "onnx", "onnxruntime", "faiss", "quicktok", "matplotlib"}
+)
 
 
 @cache

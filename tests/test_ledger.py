@@ -447,6 +447,41 @@ async def test_metrics_are_what_prometheus_reads_with_closed_labels() -> None:
     )
 
 
+async def test_the_way_upstream_is_counted_by_provider_and_reason() -> None:
+    """I9: providers, reasons and classes are labels of closed sets; a made-up one is "other", and
+    whatever stands in a record, nothing is raised into the request."""
+    ledger = ledger_at(Clock())
+    ledger.record_attempt("first", provider="one", model="m")
+    for _ in range(3):
+        ledger.record_attempt("retry", provider="one", model="m")
+    ledger.record_attempt("fallback", provider="sk-secret key", model="m")
+    ledger.record(hit("exact", priority="critical", status=200, ms=501.0))
+    ledger.record(hit("exact", priority="my prompt", provider="my prompt", status=200))
+    ledger.record(miss("shed", provider="one", upstream_ms=float("nan"), status=503))
+    text = ledger.metrics().decode()
+    assert "secret" not in text
+    assert "my prompt" not in text
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    told = {(s.name.removeprefix("cache_proxy_"), *s.labels.values()): s.value for s in samples}
+    assert told["attempt_total", "one", "first"] == 1
+    assert told["attempt_total", "one", "retry"] == 3
+    assert told["attempt_total", "", "other"] == 1
+    assert told["class_total", "critical", "500"] == 1
+    assert ("within_total", "critical", "500") not in told
+    assert told["shed_total", "one"] == 1
+
+
+async def test_strange_providers_do_not_pile_up() -> None:
+    """I7: ten thousand names that come from nowhere cost a few hundred fields."""
+    clock, store = Clock(), DictStore()
+    ledger = ledger_at(clock)
+    for number in range(10_000):
+        ledger.record_attempt("first", provider=f"p{number}")
+        ledger.record(miss("x", provider=f"p{number}", status=200))
+    await ledger.flush(store)
+    assert sum(map(len, store.hours.values())) < 1_500
+
+
 async def test_the_real_store_keeps_and_gives_back_the_same_counts() -> None:
     """The two sides agree on fields, hours and values."""
     client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer())

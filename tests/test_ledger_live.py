@@ -130,6 +130,10 @@ async def test_a_mixed_run_adds_up_to_the_request_and_to_the_cent(make_world: Wo
         assert kinds[kind] > 0, kind
     assert auditor.left > 0
 
+    # Every call is counted once, those that clients left included.
+    assert told["upstream_attempts"]["calls"] == len(world.upstream.seen)
+    assert told["upstream_attempts"]["retries"] == 0
+
     # What was spent: all that upstream answered to its end, bypasses included.
     billed = [
         seen

@@ -125,6 +125,8 @@ def test_a_model_of_ones_own_can_cost_nothing() -> None:
         '[[price]]\nmodel = "m"\ninput = "1"',
         '[[price]]\nmodel = "m"\ninput = 1\ncurrency = "CNY"',
         '[[price]]\nmodel = "m"\ninput = 1\noutptu = 2',
+        '[[price]]\nmodel = "m"\ninput = 1\ndate = "last week"',
+        '[[price]]\nmodel = "m"\ninput = 1\ndate = 2026-11-01T00:00:00',
         '[prices]\nmodel = "m"',
         "not toml",
     ],
@@ -157,6 +159,18 @@ def test_the_data_has_a_date(book: PriceBook) -> None:
         datetime.date(2026, 1, 1) < datetime.date.fromisoformat(day) <= datetime.date(2026, 11, 21)
     )
     assert name.startswith("genai-prices ")
+
+
+def test_the_prices_of_ones_own_have_a_date_too() -> None:
+    """The newest of them, written as a date or as a text; none is said where none is known."""
+    entry = '[[price]]\nmodel = "m"\ninput = 1\n'
+    dated = with_prices(f"{entry}date = 2026-10-31\n{entry}date = '2026-11-20'\n{entry}")
+    undated = with_prices(entry)
+    for book in (dated, undated):
+        book.warm()
+    assert dated.as_of is not None
+    assert undated.as_of is not None
+    assert dated.as_of == f"{undated.as_of}, overrides of 2026-11-20"
 
 
 def test_prices_follow_the_clock_that_is_handed_in() -> None:

@@ -16,6 +16,7 @@ from cache_proxy.errors import BadRequest
 from cache_proxy.model import Bypass, Call
 from cache_proxy.reading import Exchange, Reader
 from cache_proxy.tenancy import Tenancy
+from cache_proxy.upstream.providers import single
 
 SECRET = b"s" * 32
 BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Where is it?"}]})
@@ -33,7 +34,7 @@ PLAIN: list[tuple[bytes, bytes]] = [
 def reader(mode: str = "per-key", *, jwt: bool = False, **changes: Any) -> Reader:
     given: dict[str, Any] = {
         "tenancy": Tenancy(SECRET, mode, jwt=jwt),
-        "base_url": "http://up/v1",
+        "router": single("http://up/v1"),
         "fingerprint": b"f" * 8,
         "ignore_end_user": False,
         "masks": (),
@@ -165,7 +166,7 @@ def test_spellings_of_one_request_share(one: dict[str, Any], other: dict[str, An
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({"base_url": "http://elsewhere/v1"}, {}),
+        ({"router": single("http://elsewhere/v1")}, {}),
         ({"fingerprint": b"g" * 8}, {}),
         ({"tenancy": Tenancy(b"t" * 32)}, {}),
     ],

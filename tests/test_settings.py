@@ -191,16 +191,61 @@ def test_durations(value: object, expected: int) -> None:
         ("connect_seconds", "nan"),
         ("max_connections", 0),
         ("log_level", "loud"),
+        ("providers", {"a b": {}}),
+        ("providers", {"task": {}}),
+        ("providers.up.base_url", {"up": {"base_url": f"https://user:{CANARY}@host/v1"}}),
+        ("providers.up.protocol", {"up": {"protocol": "smtp"}}),
+        ("providers.up.headers", {"up": {"headers": {"x-key": f"{CANARY}\r\n"}}}),
+        ("providers.up.rate", {"up": {"rate": "fast"}}),
+        ("client_tokens", [CANARY]),
+        ("retry.attempts", {"attempts": 0}),
+        ("retry.budget", {"budget": 1.5}),
+        ("deadlines.total_seconds", {"total_seconds": 0}),
+        ("deadlines.models.*", {"models": {"*": -1}}),
+        ("fallback.m.late", {"m": {"late": ["n"]}}),
+        ("tasks.t.model", {"t": {"model": ""}}),
+        ("tasks.t.priority", {"t": {"model": "m", "priority": "vip"}}),
+        ("priorities.vip", {"vip": {}}),
+        ("trim.reserve", {"reserve": 0}),
+        ("stale_if_error", "soon"),
         ("thresold", 0.9),
     ],
 )
 def test_a_bad_value_stops_with_one_sentence_that_names_the_setting(name: str, value: Any) -> None:
     """I9 too: the sentence never says the value where that may be a secret."""
-    said = complaint(**{name: value})
+    said = complaint(**{name.partition(".")[0]: value})
     assert said.startswith(f"{name}: ")
     assert said.endswith(".")
     assert "\n" not in said
     assert CANARY not in said
+
+
+def test_a_providers_key_is_not_for_everybody_to_spend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key of its own and no client tokens the proxy listens on loopback only."""
+    providers = {"openai": {"api_key_env": "PROVIDER_KEY"}}
+    assert complaint(providers=providers, host="0.0.0.0").startswith("client_tokens: a provider's")
+    assert load(providers=providers, host="::1").providers
+    token = "sha256:" + "a" * 64
+    settings = load(providers=providers, host="0.0.0.0", client_tokens=[token])
+    assert settings.client_token_digests() == {"a" * 64}
+    with pytest.raises(ConfigError, match=r"^providers.openai.api_key_env: the variable PROVIDER_"):
+        settings.provider_keys()
+    monkeypatch.setenv("PROVIDER_KEY", f" {CANARY}\n")
+    assert settings.provider_keys() == {"openai": CANARY}
+    monkeypatch.setenv("PROVIDER_KEY", f"{CANARY}\r\nx: y")
+    with pytest.raises(ConfigError) as caught:
+        settings.provider_keys()
+    assert CANARY not in str(caught.value)
+    assert CANARY not in repr(settings)
+
+
+def test_a_client_token_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unset variable stops at start: a token that nobody can send lets nobody in, silently."""
+    settings = load(client_tokens="env:APP_TOKEN")
+    with pytest.raises(ConfigError, match=r"^client_tokens: the variable APP_TOKEN is not set\.$"):
+        settings.client_token_digests()
+    monkeypatch.setenv("APP_TOKEN", CANARY)
+    assert settings.client_token_digests() == {hashlib.sha256(CANARY.encode()).hexdigest()}
 
 
 @pytest.mark.parametrize(
@@ -235,13 +280,13 @@ def test_a_bad_value_in_the_environment_is_named_as_well(
         "\x00",
         "[[tenants]]\nacme = 1",
         "threshhold = 0.9",
-        "[providers.openai]\nbase_url = 'https://h'",
+        "[providers.openai]\nbase = 'https://h'",
     ],
 )
 def test_a_bad_file_is_named(clean_slate: Path, text: str) -> None:
     """Bad TOML names the file, a bad or unknown name the setting."""
     said = complaint(config=toml(clean_slate, text))
-    assert re.match(r"(config|tenants|threshhold|providers): ", said)
+    assert re.match(r"(config|tenants|threshhold|providers.openai.base): ", said)
     assert CANARY not in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,8 +16,10 @@ from rich.console import Console
 
 from cache_proxy.ledger import Ledger
 from cache_proxy.model import Outcome, Usage
-from cache_proxy.stats import By, Report, as_json, collect, parse_since, render
+from cache_proxy.stats import BYS, By, Report, as_json, collect, parse_since
+from cache_proxy.stats_table import render
 from cache_proxy.tally import Tally, numbers, percentiles
+from cache_proxy.upstream.fair_queue import CLASSES
 
 NOW = 1_795_000_000.0
 HOUR = 3600
@@ -321,6 +324,168 @@ def test_any_other_beginning_is_refused_in_words(text: str) -> None:
     """Never a traceback of the date parser, never a silent default."""
     with pytest.raises(ValueError, match=r"say how far back|must lie between"):
         parse_since(text, NOW)
+
+
+DAY = 86_400
+
+
+async def test_what_the_cache_is_worth_a_day_and_a_month(world: World) -> None:
+    """Spent and saved over four days, our own calls on the side of the cache; by hand."""
+    world.now = NOW - 4 * DAY
+    world.ask("miss", reason="x", spent=Usage(1, 1), spent_cost=6 * 10**9)
+    world.ask("hit", tier="exact", saved=Usage(1, 1), saved_cost=9 * 10**9)
+    world.ask("miss", reason="x", collapsed=True, saved=Usage(1, 1), saved_cost=10**9)
+    world.ledger.record_upstream("audit", Usage(1, 1), 10**9)
+    world.ledger.record_upstream("judge", Usage(1, 1), 10**9)
+    world.now = int(NOW) // HOUR * HOUR
+    report = await world.report(since=world.now - 30 * DAY)
+    assert report.covered == 4 * DAY
+    assert as_json(report)["roi"] == {
+        "days": 4.0,
+        "usd_without_cache": 16.0,
+        "usd_with_cache": 8.0,
+        "usd_saved": 8.0,
+        "without_cache_per_day": 4.0,
+        "with_cache_per_day": 2.0,
+        "saved_per_day": 2.0,
+        "without_cache_per_month": 120.0,
+        "with_cache_per_month": 60.0,
+        "saved_per_month": 60.0,
+    }
+    table = printed(report)
+    assert "projected from 4.0 days" in table
+    assert "$120.00" in table
+
+
+async def test_nothing_is_projected_from_a_part_of_a_day(world: World) -> None:
+    """Sums are said, a day and a month are "no data"; and a price nobody knows is not zero."""
+    world.now -= 20 * HOUR
+    world.ask("hit", tier="exact", saved=Usage(1, 1), saved_cost=10**9)
+    world.now = NOW
+    report = await world.report()
+    said = as_json(report)["roi"]
+    assert (said["usd_without_cache"], said["usd_with_cache"]) == (1.0, 0.0)
+    assert {said[name] for name in said if "_per_" in name} == {None}
+    assert printed(report).count("no data") == 6
+    empty = as_json(await World().report())["roi"]
+    assert (empty["days"], empty["usd_saved"], empty["saved_per_month"]) == (0, 0.0, None)
+
+    unknown = World()
+    unknown.now = NOW - 2 * DAY
+    unknown.ask("miss", reason="x", spent=Usage(1, 1), spent_cost=5)
+    unknown.ask("hit", tier="exact", saved=Usage(10, 5), saved_cost=None)
+    unknown.now = NOW
+    report = await unknown.report()
+    said = as_json(report)["roi"]
+    assert said["usd_with_cache"] == 5e-9
+    assert (said["usd_without_cache"], said["usd_saved"], said["saved_per_day"]) == (None,) * 3
+    assert "price unknown" in printed(report)
+
+
+async def test_classes_are_measured_against_their_targets(world: World) -> None:
+    """Until a good answer began: a stream by its first token, one in a piece by its end. Who failed
+    or was turned away is one that was not in time."""
+    for n in range(8):
+        world.ask("miss", reason="x", status=200, priority="critical", ms=100.0 * (n + 1))
+    world.ask(
+        "miss", "n", reason="x", status=200, priority="critical", ms=9e3, first_token_ms=500.0
+    )
+    world.ask("miss", "n", reason="x", status=503, priority="critical", ms=1.0)
+    world.ask("error", reason="shed", status=503, priority="best_effort", ms=1.0)
+    world.ask("hit", tier="exact", status=200, priority="normal", ms=2_000.0)
+    world.ask("hit", tier="exact", status=200, ms=1.0)
+    report = await world.report("priority")
+    rows = {(row["priority"], row["model"]): row for row in as_json(report)["by"]}
+    assert list(rows) == [
+        ("critical", None),
+        ("critical", "m"),
+        ("critical", "n"),
+        ("normal", None),
+        ("normal", "m"),
+        ("best_effort", None),
+        ("best_effort", "m"),
+    ]
+    critical = rows["critical", None]
+    assert (critical["requests"], critical["within_target"]) == (10, 6)
+    assert (critical["share_within"], critical["target_ms"]) == (0.6, 500)
+    assert critical["latency_ms"]["p50"] == pytest.approx(500, rel=0.025)
+    assert critical["latency_ms"]["p99"] == pytest.approx(800, rel=0.025)
+    assert rows["critical", "n"]["share_within"] == 0.5
+    assert rows["normal", None]["share_within"] == 1.0
+    shed = rows["best_effort", None]
+    assert (shed["requests"], shed["share_within"], shed["target_ms"]) == (1, 0.0, 5_000)
+    assert shed["latency_ms"]["p99"] is None
+    table = printed(report)
+    for words in ("by priority", "60.0%", "2,000", "best_effort"):
+        assert words in table, words
+
+
+async def test_a_target_is_the_configured_one(world: World) -> None:
+    """Counted against the target in force then; exactly at it is in time."""
+    classes = {**CLASSES, "critical": replace(CLASSES["critical"], target_ms=50)}
+    world.ledger = Ledger(process="p2", clock=lambda: NOW, classes=classes)
+    for ms in (49.0, 50.0, 50.1):
+        world.ask("hit", tier="exact", status=200, priority="critical", ms=ms)
+    (row, _) = as_json(await world.report("priority"))["by"]
+    assert (row["target_ms"], row["within_target"], row["requests"]) == (50, 2, 3)
+
+
+async def test_providers_are_told_apart(world: World) -> None:
+    """Requests, calls, tokens and money of each; what a fallback answered is the fallback's."""
+    call = world.ledger.record_attempt
+    for why in ("first", "retry", "retry"):
+        call(why, provider="one", model="m")
+    call("fallback", provider="two", model="n")
+    call("first", provider="two", model="n")
+    usage = Usage(10, 5)
+    world.ask("hit", tier="exact", provider="one", saved=usage, saved_cost=10**9)
+    world.ask(
+        "miss",
+        reason="x",
+        status=200,
+        provider="two",
+        answered_by="n",
+        spent=usage,
+        spent_cost=10**9,
+        upstream_ms=70.0,
+    )
+    world.ask("error", reason="shed", status=503, provider="one")
+    world.ledger.record_upstream("audit", usage, 10**9, model="n", provider="two")
+    report = await world.report("provider")
+    document = as_json(report)
+    rows = {row["provider"]: row for row in document["by"]}
+    one, two = rows["one"], rows["two"]
+    assert one["upstream_attempts"] == {"calls": 3, "retries": 2, "fallbacks": 0, "shed": 1}
+    assert two["upstream_attempts"] == {"calls": 2, "retries": 0, "fallbacks": 1, "shed": 0}
+    assert (one["requests"], one["hits"], one["errors"], one["usd_spent"]) == (2, 1, 1, 0.0)
+    assert (two["requests"], two["misses"], two["answered_for_others"]) == (1, 1, 1)
+    assert (two["tokens_spent"], two["usd_spent"]) == ({"input": 20, "output": 10}, 2.0)
+    assert two["latency_ms"]["p50"] == pytest.approx(70, rel=0.025)
+    assert document["upstream_attempts"] == {"calls": 5, "retries": 2, "fallbacks": 1, "shed": 1}
+    assert (document["usd_spent"], document["upstream_own"]["usd"]) == (1.0, 1.0)
+    assert "calls to upstream: 5, of them 2 retries" in printed(report)
+    models = {row["model"]: row for row in as_json(await world.report("model"))["by"]}
+    assert (models["m"]["usd_spent"], models["n"]["usd_spent"]) == (0.0, 1.0)
+    assert "$1.00" in printed(await world.report("model"))
+
+
+async def test_the_one_provider_without_a_name_is_called_upstream(world: World) -> None:
+    """Its calls are counted like anybody's."""
+    world.ledger.record_attempt("first", model="m", tenant=TENANTS[0])
+    world.ask("error", reason="shed", status=503)
+    (row,) = as_json(await world.report("provider"))["by"]
+    assert (row["provider"], row["upstream_attempts"]["calls"]) == ("upstream", 1)
+    assert row["upstream_attempts"]["shed"] == 1
+
+
+@pytest.mark.parametrize("by", BYS)
+async def test_every_grouping_says_no_data_in_words(world: World, by: By) -> None:
+    """An empty store, and one whose requests had neither priority nor provider."""
+    assert "no data" in printed(await world.report(by))
+    world.ask("hit", tier="exact")
+    document = as_json(await world.report(by))
+    orjson.dumps(document)
+    assert "by " in printed(await world.report(by)) or by == "reason"
 
 
 async def test_the_table_says_what_the_json_says(world: World) -> None:

@@ -171,6 +171,47 @@ async def test_an_entry_expires_to_the_second_by_our_clock(store: Store, clock: 
     assert store.rejected == {"expired": 1}
 
 
+async def test_an_expired_entry_is_held_for_looks_alone_as_long_as_asked(
+    open_store: Open, clock: Clock
+) -> None:
+    """I1: it comes apart from those that count, verified like them, and meaning never finds it."""
+    store = open_store(longest_ttl_seconds=3600, stale_seconds=600)
+    await store.put(entry(), VECTOR, 3600)
+    assert await store._redis.ttl(store._e + digest(1)) in (4199, 4200)
+    assert (await store.look(digest(1), TOKEN)).stale is None
+    for late in (3600, 4199):
+        clock.now = NOW + late
+        await store.put(entry(2, expires=NOW + 9000), b"", 3600)  # which clears the books
+        look = await store.look(digest(1), TOKEN)
+        assert (look.entry, look.stale) == (None, entry())
+    assert await store.fetch([digest(1)]) == [None]
+    assert [
+        head async for heads in store.slices() for head in heads if head.digest == digest(1)
+    ] == []
+    clock.now = NOW + 4200
+    assert (await store.look(digest(1), TOKEN)).stale is None
+    await store.put(entry(2, expires=NOW + 9000), b"", 3600)
+    assert (await store.size())[0] == 1
+
+
+async def test_a_purge_reaches_what_is_held_past_its_time(open_store: Open, clock: Clock) -> None:
+    """Expired is not forgotten, purged is."""
+    store = open_store(longest_ttl_seconds=3600, stale_seconds=600)
+    await store.put(entry(), b"", 3600)
+    clock.now = NOW + 3601
+    await store.purge(Selector(tag="faq"), clock.now)
+    assert (await store.look(digest(1), TOKEN)).stale is None
+
+
+async def test_an_entry_whose_caller_wanted_it_gone_sooner_is_not_held(
+    open_store: Open, clock: Clock
+) -> None:
+    """Callers may tighten: a shorter time is the whole time."""
+    store = open_store(longest_ttl_seconds=3600, stale_seconds=600)
+    await store.put(entry(expires=NOW + 60), b"", 60)
+    assert await store._redis.ttl(store._e + digest(1)) in (59, 60)
+
+
 async def test_an_entry_under_anothers_key_is_a_miss(store: Store, redis: Any) -> None:
     """I1: whole and genuine, and still not the answer to this question."""
     await store.put(entry(1), VECTOR, 3600)

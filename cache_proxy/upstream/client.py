@@ -6,7 +6,7 @@ Never follows a redirect, keeps no cookie, decodes nothing, retries nothing.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import aiohttp
@@ -33,6 +33,11 @@ class Response:
         self._response = response
         self.status = response.status_code
         self.headers: Headers = backward(response.headers.raw)
+        self._closed: Callable[[], None] | None = None
+
+    def when_closed(self, told: Callable[[], None]) -> None:
+        """Call this once the answer has ended, in whatever way."""
+        self._closed = told
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Raw bytes as they arrive; UpstreamUnavailable when they end too soon."""
@@ -40,13 +45,19 @@ class Response:
             async for chunk in self._response.stream:  # type: ignore[union-attr]
                 yield chunk
         except httpx.TimeoutException as exc:
-            raise UpstreamUnavailable("Upstream fell silent in mid-answer.", 504) from exc
+            raise UpstreamUnavailable(
+                "Upstream fell silent in mid-answer.", 504, reason="timeout"
+            ) from exc
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as exc:
             raise UpstreamUnavailable("Upstream broke off in mid-answer.", 502) from exc
 
     async def close(self) -> None:
         """Give the connection back, or abort it when the body was not read to its end."""
-        await self._response.aclose()
+        try:
+            await self._response.aclose()
+        finally:
+            if self._closed is not None:
+                self._closed()
 
 
 class _AsSpelt(AiohttpTransport):
@@ -155,9 +166,9 @@ def _explained(exc: BaseException) -> UpstreamUnavailable:
     look-up and a dropped one all surface as one and the same time-out."""
     cause = exc.__cause__ or exc
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return UpstreamUnavailable("Upstream cannot be reached.", 502)
+        return UpstreamUnavailable("Upstream cannot be reached.", 502, reason="connect")
     if isinstance(cause, aiohttp.ServerDisconnectedError):
         return UpstreamUnavailable("Upstream closed the connection without an answer.", 502)
     if isinstance(cause, (aiohttp.ServerTimeoutError, TimeoutError)):
-        return UpstreamUnavailable("Upstream did not answer in time.", 504)
+        return UpstreamUnavailable("Upstream did not answer in time.", 504, reason="timeout")
     return UpstreamUnavailable("Upstream's answer could not be read.", 502)

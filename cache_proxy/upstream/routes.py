@@ -5,8 +5,9 @@ Pure: addresses come from configuration only, never from a body or a header.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 from ..tenancy import KEY_PARAMETERS, is_credential
 
@@ -14,8 +15,10 @@ __all__ = [
     "Headers",
     "backward",
     "forward",
+    "keyless_query",
     "operation",
     "probe_path",
+    "protocol",
     "redacted_query",
     "target",
 ]
@@ -27,6 +30,15 @@ _OPERATIONS = {
     "/completions": "completions",
     "/embeddings": "embeddings",
 }
+
+# What only one of them has. `/threads/<id>/messages` is OpenAI's, `/v1beta/openai/` speaks as it
+# does, and names of fine-tuned models hold colons.
+_ANTHROPIC = re.compile(rb"(?:^|/v\d[^/]*)/messages(?:/|$)")
+_OPENAI = tuple(suffix.encode() for suffix in _OPERATIONS)
+_GEMINI = re.compile(
+    rb"(?:^|/)v1beta/(?!openai/)"
+    rb"|/models/.+:(?:stream|batch|async)?(?:[gG]enerate|[eE]mbed|[cC]ount|[pP]redict)\w*$"
+)
 
 # RFC 9110 7.6.1, and what each connection states for itself.
 _HOP_BY_HOP = frozenset(
@@ -42,7 +54,9 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"expect", b"cache-control", b"pragma", b"content-length"}
+_NOT_FORWARDED = _HOP_BY_HOP | {
+    *(b"host", b"expect", b"cache-control", b"pragma", b"content-length", b"x-priority")
+}
 
 # A path below the base URL that asks for the key and costs nothing, by upstream host. Hosts whose
 # list of models is public, or closed to restricted keys, have none.
@@ -57,6 +71,20 @@ def operation(method: str, path: str) -> str | None:
         if path.endswith(suffix):
             return name
     return None
+
+
+def protocol(path: bytes, headers: Headers) -> str:
+    """Whose words a request speaks: "anthropic", "gemini", or "openai" where nothing tells.
+
+    `/v1/models` and the like are both OpenAI's and Anthropic's, which wants a header of its own.
+    """
+    if path.endswith(_OPENAI):
+        return "openai"
+    if _GEMINI.search(path):
+        return "gemini"
+    if _ANTHROPIC.search(path) or any(name == b"anthropic-version" for name, _ in headers):
+        return "anthropic"
+    return "openai"
 
 
 def target(base: str, raw_path: bytes, query: bytes) -> str:
@@ -112,6 +140,14 @@ def redacted_query(query: bytes) -> bytes:
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, encoding="latin-1")
     kept = [(k, v) for k, v in pairs if k.lower() not in KEY_PARAMETERS and k != "alt"]
     return urlencode(sorted(kept, key=lambda pair: pair[0]), encoding="latin-1").encode()
+
+
+def keyless_query(query: bytes) -> bytes:
+    """The query string as it came, less keys."""
+    pairs = query.split(b"&")
+    names = [unquote_plus(pair.partition(b"=")[0].decode("latin-1")).lower() for pair in pairs]
+    kept = [pair for pair, name in zip(pairs, names, strict=True) if name not in KEY_PARAMETERS]
+    return b"&".join(kept)
 
 
 def probe_path(base: str, configured: str) -> str:
