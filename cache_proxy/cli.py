@@ -16,14 +16,11 @@ from rich.console import Console
 from rich.live import Live
 
 from . import settings as configuration
-from .admin import Purge, selector
 from .errors import ConfigError, MemoryUnavailable, UpstreamUnavailable
-from .explain import explanation
 from .pricing import PriceBook
 from .settings import Settings
 from .stats import BYS, By, Report, as_json, collect, parse_since
 from .stats_table import render, shadow_table, wrong_rate
-from .upstream.client import Upstream
 
 __all__ = ["app", "stats_app"]
 
@@ -134,6 +131,8 @@ def purge(
     config: Config = None,
 ) -> None:
     """Never serve these answers again. Conditions given together must all match."""
+    from .admin import Purge, selector
+
     settings = _settings(config, data_dir=data_dir, redis_url=redis_url)
     try:
         age = None if older_than is None else configuration.seconds(older_than)
@@ -171,6 +170,8 @@ def explain(
     config: Config = None,
 ) -> None:
     """Why a request hits or misses, and the one thing that would change it."""
+    from .explain import explanation
+
     settings = _settings(config, data_dir=data_dir, admin_port=admin_port)
     messages = [{"role": "user", "content": prompt}]
     body: Any = {"model": request_model, "messages": messages}
@@ -436,6 +437,8 @@ def stats(
 
 def _admin(settings: Settings, path: str, body: Any) -> Any:
     """Ask the running proxy's admin port; its token lies in the data dir."""
+    from .upstream.client import Upstream
+
     try:
         token = (settings.data_dir / "admin.token").read_text("ascii").strip()
     except OSError:

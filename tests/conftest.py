@@ -197,6 +197,7 @@ def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
             )
             client = Upstream(max_connections=500, connect_seconds=5)
             stack.push_async_callback(client.close)
+            stack.callback(upstream.stop)  # beside the sidecar, which takes as long
             yield World(
                 upstream=upstream,
                 sidecar=sidecar,

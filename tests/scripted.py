@@ -173,7 +173,13 @@ class ScriptedUpstream:
         self.seen: list[Seen] = []
         self.script: Script = echo
         self.port = 0
+        self.server: uvicorn.Server | None = None
         self._numbers = itertools.count(1)
+
+    def stop(self) -> None:
+        """Begin to close; may be called before its time, and again."""
+        if self.server is not None:
+            self.server.should_exit = True
 
     @property
     def base_url(self) -> str:
@@ -249,6 +255,7 @@ async def scripted_upstream() -> AsyncIterator[ScriptedUpstream]:
         )
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    upstream.server = server
     with listening:
         task = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:  # noqa: ASYNC110  # it tells by a flag alone
@@ -256,5 +263,5 @@ async def scripted_upstream() -> AsyncIterator[ScriptedUpstream]:
         try:
             yield upstream
         finally:
-            server.should_exit = True
+            upstream.stop()
             await task
