@@ -385,7 +385,7 @@ def _rows(told: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     names = ["model", "via", "requests", "errors", "mean ms", "P50", "P95", "P99"]
     if told["stream"]:
         names += ["TTFT P50", "TTFT P95"]
-    names += ["req/s", "hits", "$/MTok in", "out", "cost"]
+    names += ["req/s", "hits", "$/MTok in", "$/MTok out", "cost"]
     rows = []
     for arm in told["arms"]:
         times = [arm["ms"][name] for name in ("mean", "p50", "p95", "p99")]
@@ -417,13 +417,14 @@ def _shown(value: float | None, form: str, without: str = _NO_DATA) -> str:
 
 
 def table(told: Mapping[str, Any]) -> Table:
-    """`report` for a terminal."""
+    """`report` for a terminal, a column an arm: the figures of one would not fit into a line."""
     names, rows = _rows(told)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=_title(told))
-    for number, name in enumerate(names):
-        made.add_column(name, justify="left" if number < 2 else "right")
-    for row in rows:
-        made.add_row(*row)
+    made.add_column()
+    for model, via, *_ in rows:
+        made.add_column(f"{model}\n{via}", justify="right")
+    for name, *cells in list(zip(names, *rows, strict=True))[2:]:
+        made.add_row(name, *cells)
     return made
 
 

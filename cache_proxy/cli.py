@@ -368,7 +368,7 @@ def bench(
     elif markdown:
         print(bench_.markdown(told))
     else:
-        Console().print(bench_.table(told), width=240, crop=False)
+        Console().print(bench_.table(told))
     raise typer.Exit(130 if measured.interrupted else 0)
 
 

@@ -194,7 +194,7 @@ def _classes(report: Report) -> RenderableType:
 
 def _providers(report: Report) -> RenderableType:
     table = _table(
-        "by provider", "requests", "hits", "calls", "retries", "shed", "spent", "p50", "p95", "p99"
+        "provider", "asked", "hits", "calls", "retries", "shed", "spent", "p50 / p95 / p99"
     )
     for name, tally in list(report.groups.items())[:SHOWN_GROUPS]:
         said = provider(tally)
@@ -205,8 +205,8 @@ def _providers(report: Report) -> RenderableType:
             f"{said['upstream_attempts']['calls']:,}",
             f"{said['upstream_attempts']['retries']:,}",
             f"{said['upstream_attempts']['shed']:,}",
-            _usd(said["usd_spent"]),
-            *(_ms(value) for value in said["latency_ms"].values()),
+            _usd(said["usd_spent"]).removeprefix("price "),
+            " / ".join(_ms(value) for value in said["latency_ms"].values()),
         )
     if not table.row_count:
         return Text("by provider: no data: no call was made to one")
