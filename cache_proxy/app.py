@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from . import canonical
 from .clients import ClientTokens
-from .errors import BadRequest, UpstreamUnavailable
+from .errors import BadRequest, NoRoute, UpstreamUnavailable
 from .model import Outcome
 from .protocols.faults import fault
 from .reading import Exchange
@@ -29,6 +29,7 @@ from .upstream.catalogue import Catalogue
 from .upstream.providers import Provider, Route, Router
 from .upstream.relay import Relay
 from .upstream.routes import Headers, forward, operation, protocol
+from .upstream.tasks import asks
 
 __all__ = ["App"]
 
@@ -148,7 +149,12 @@ class App:
         headers: Headers = scope["headers"]
         path: bytes = scope["raw_path"]
         try:
-            if _is_json(scope) and self._router.by_body(path, headers):
+            wanted = scope["method"] == "POST" and (asks(path) or _says_json(headers))
+            coded = bool(_kept(headers, b"content-encoding"))
+            if wanted and coded and self._router.by_model(path, headers):
+                # To guess would show one provider's key to another.
+                raise NoRoute("A body with a Content-Encoding does not show its model.", 415)
+            if wanted and not coded and self._router.by_body(path, headers):
                 read = await self._body(headers, receive)
                 if isinstance(read, tuple):
                     await _send(send, self._refused(scope, *read, started))
@@ -349,15 +355,8 @@ async def _streamed(headers: Headers, receive: Receive, watcher: _Watcher) -> _B
     return _Body(chunks(), length)
 
 
-def _is_json(scope: Scope) -> bool:
-    """Whether a body that can be read comes with it."""
-    found = dict(scope["headers"])
-    kind = found.get(b"content-type", b"")
-    return (
-        scope["method"] == "POST"
-        and kind.startswith(b"application/json")
-        and b"content-encoding" not in found
-    )
+def _says_json(headers: Headers) -> bool:
+    return dict(headers).get(b"content-type", b"").lower().startswith(b"application/json")
 
 
 def _lists_models(scope: Scope, route: Route) -> bool:

@@ -215,6 +215,8 @@ class Lines:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError as exc:
+            with suppress(OSError):
+                os.ftruncate(self._file, self.size)  # no half line for the next to land behind
             raise ConfigError(f"{self._path} cannot be written: {exc.strerror}.") from exc
         self.size += len(line)
 

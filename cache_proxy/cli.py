@@ -283,17 +283,16 @@ def _beside(answers: Path) -> Path:
 def _sidecar(settings: Settings) -> str:
     """Where `serve` listens with the same settings."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - asked only
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+    return f"http://{_bracketed(host)}:{settings.port}/v1"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _key(name: str) -> str:
     """The key in that variable; none when the usual one is not set, as a local model needs none."""
-    try:
-        return configuration.variable("api_key_env", name)
-    except ConfigError:
-        if name == "OPENAI_API_KEY":
-            return ""
-        raise
+    return configuration.variable("api_key_env", name, needed=name != "OPENAI_API_KEY")
 
 
 def _prices(settings: Settings) -> PriceBook:
@@ -342,6 +341,9 @@ def bench(
             raise ConfigError("bench: models has a name, and via is proxy, direct or both.")
         if plot is not None:
             bench_.plotter()
+        named = settings.providers and "upstream" not in settings.model_fields_set
+        if "direct" in ways and direct_url is None and named:
+            raise ConfigError("bench: providers are named; say --direct-url, or --via proxy.")
         direct = direct_url or settings.upstream
         plan = bench_.Plan(
             arms=tuple(
@@ -359,8 +361,6 @@ def bench(
         )
         measured = bench_.run(plan, _key(api_key_env), Console(stderr=True))
         told = bench_.report(measured, _prices(settings), direct)
-        if plot is not None:
-            bench_.plot(measured, plot)
     except ConfigError as exc:
         _fail(exc)
     if json_:
@@ -369,6 +369,11 @@ def bench(
         print(bench_.markdown(told))
     else:
         Console().print(bench_.table(told))
+    if plot is not None:
+        try:
+            bench_.plot(measured, plot)
+        except OSError as exc:
+            _fail(ConfigError(f"plot: {plot} cannot be written: {exc.strerror}."))
     raise typer.Exit(130 if measured.interrupted else 0)
 
 
@@ -446,7 +451,7 @@ def _admin(settings: Settings, path: str, body: Any) -> Any:
 
     async def ask() -> tuple[int, bytes]:
         client = Upstream(max_connections=1, connect_seconds=5.0)
-        url = f"http://{settings.admin_host}:{settings.admin_port}{path}"
+        url = f"http://{_bracketed(settings.admin_host)}:{settings.admin_port}{path}"
         headers = [
             (b"authorization", f"Bearer {token}".encode()),
             (b"content-type", b"application/json"),
@@ -464,9 +469,14 @@ def _admin(settings: Settings, path: str, body: Any) -> Any:
         status, answer = asyncio.run(ask())
     except UpstreamUnavailable:
         _fail(ConfigError("admin_port: no proxy answers there."))
-    if status != 200:
-        _fail(ConfigError(f"admin: {json.loads(answer).get('detail', status)}"))
-    return json.loads(answer)
+    try:
+        found = json.loads(answer)
+        told = None if status == 200 else found.get("detail", status)
+    except (ValueError, AttributeError):
+        _fail(ConfigError("admin_port: what answers there is no cache-proxy."))
+    if told is not None:
+        _fail(ConfigError(f"admin: {told}"))
+    return found
 
 
 def _with_store(settings: Settings, work: Any) -> Any:

@@ -133,10 +133,11 @@ def choose(
     vetoes: list[str] = []
     fit: list[tuple[float, Candidate]] = []
     telling: list[tuple[float, Candidate]] = []
+    query = _facts(text)
     for candidate in candidates:
         if nearest >= 0 and candidate.similarity < threshold - _REACH:
             break
-        query, stored = _facts(text), _kept_facts(candidate.entry)
+        stored = _kept_facts(candidate.entry)
         scored = score(candidate, query, stored)
         nearest = max(nearest, scored)
         if not fits(candidate.entry, asked, now):
@@ -154,8 +155,11 @@ def choose(
         best, chosen = max(fit, key=lambda pair: pair[0])
         rivals = [other.entry for scored, other in telling if scored > best - _WINDOW]
         agreed = not policy.agreement or _agree(chosen.entry, rivals, text_of)
-        supported = policy.agreement and agreed and len(rivals) > 1 and asked.threshold is None
-        if supported and best < threshold <= best + _SUPPORT:
+        # What was shown to be wrong may speak against an answer, and not for one; a threshold above
+        # all cosines is no threshold to be helped over.
+        trusted = sum(s > best - _WINDOW and s > other.floor for s, other in telling)
+        supported = policy.agreement and agreed and trusted > 1 and asked.threshold is None
+        if supported and best < threshold <= min(1.0, best + _SUPPORT):
             best = threshold
         if best >= threshold and agreed:
             return Hit(chosen.entry, "semantic", best, tuple(vetoes))
@@ -188,10 +192,11 @@ def nearest(text: str, candidates: Sequence[Candidate], policy: Policy) -> Candi
     """The best neighbour that no guard objects to, its score for its similarity; None when none is
     near."""
     best: Candidate | None = None
+    query = _facts(text)
     for candidate in candidates:
         if candidate.similarity < _NEAR - _REACH:
             break
-        query, stored = _facts(text), _kept_facts(candidate.entry)
+        stored = _kept_facts(candidate.entry)
         scored = score(candidate, query, stored)
         if scored < max(_NEAR, best.similarity if best else 0.0):
             continue

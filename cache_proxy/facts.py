@@ -57,19 +57,25 @@ _INDENTED = re.compile(r"\n([ \t]+\S.*)")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _QUOTED = re.compile(r"\"([^\"\n]{2,})\"|(?<!\w)'([^'\n]{2,})'(?!\w)")
-_LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"')]+[^\s<>\"').,;:?!]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# Bounded and possessive where they repeat: a hostile prompt must not cost more than its length.
+_LINK = re.compile(
+    r"(?:https?://|www\.)[^\s<>\"')]+[^\s<>\"').,;:?!]"
+    r"|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+)
 _IDENTIFIER = re.compile(
-    r"\b(?:\w+_\w+|[a-z]+[A-Z]\w*|\w+(?:\.\w+)*(?=\(\))|\w*[a-zA-Z]\w*(?:\.\w*[a-zA-Z]\w*)+)\b"
+    r"\b(?:\w+_\w+|[a-z]+[A-Z]\w*|\w+(?:\.\w+){0,8}(?=\(\))"
+    r"|(?=\w*[a-zA-Z])\w++(?:\.(?=\w*[a-zA-Z])\w++)+)\b"
 )
 _CODE = re.compile(
     r"(?<![\w-])--?[A-Za-z][\w-]*"  # flags
     r"|</?\w+>|\\\w|\$\w*[A-Za-z]\w*"  # tags, escapes, variables
     r"|(?<![cC])(?:[=!<>]=+|[<>]{2,}|&&|\|\||[-=]>|:=|\+\+|[-+*/%]=|\*\*|//(?!\S*\.))"
     r"|[=<>^|×÷√](?=\s*[\w(])|(?<=[\w)])\s*[+*](?=\s*[\w(])|(?<=[\d)])\s+[-/](?=\s+[\d(])"
+    r"|(?<=\d)!(?=\s*[?=*/+)-])|(?:is|of|calculate|compute|evaluate) \d+!(?![=!])"  # 5!
 )
 # Cheap looks first: most prompts are prose.
 _MAYBE_IDENTIFIER = re.compile(r"[_(]|\w\.\w|[a-z][A-Z]")
-_MAYBE_CODE = re.compile(r"[=<>^|×÷√\\$&*+%]|(?<!\w)-|/[/\s]")
+_MAYBE_CODE = re.compile(r"[=<>^|×÷√\\$&*+%]|(?<!\w)-|/[/\s]|\d!")
 # Function words in lower case, names in capitals: "Go", "May", "vitamin A".
 _TELLING_CASE = re.compile(
     r"\bUS\b|(?<=[a-z,] )Go(?=[\s?.,]|$)|(?<=\d )BC\b"
@@ -86,7 +92,7 @@ _IN_CAPITALS = {
     "A": "lettera",
 }
 _OWNER = re.compile(r"(\w+)'s (\w+)")
-_SENTENCE = re.compile(r"(?:^|[.?!:;]\s+|\n\s*)[^\w\n]*(?=\w)")
+_SENTENCE = re.compile(r"(?:^|[.?!:;]\s{1,8}|\n\s{0,40})[^\w\n]{0,8}(?=\w)")
 _NOT_A_NAME = frozenset(["e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.s.a", "etc", "ph.d"])
 _NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
 _ORDINAL = frozenset(["st", "nd", "rd", "th"])
@@ -354,7 +360,7 @@ def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, st
     if not value:
         return "", "", 0
     used = 1
-    while value.isdigit() and at + used < len(words):
+    while value.isdecimal() and at + used < len(words):
         scaled = _scaled(value, words[at + used])
         if scaled is None:
             break
@@ -403,7 +409,7 @@ def _digits(word: str, *, vietnamese: bool) -> tuple[str, str]:
 def _clock(value: str, half: str) -> str:
     """ "8" and "pm" is 20:00; "" when that is no hour."""
     hour, _, minute = value.partition(":")
-    if not hour.isdigit() or not 0 < int(hour) <= _NOON:
+    if not hour.isdecimal() or not 0 < int(hour) <= _NOON:
         return ""
     return f"{int(hour) % _NOON + (_NOON if half == 'pm' else 0)}:{minute or '00'}"
 

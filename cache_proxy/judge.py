@@ -70,8 +70,10 @@ class Judge:
         )
         try:
             response = await self._relay.send(errand)
-            said = b"".join([chunk async for chunk in response.chunks()])
-            await response.close()
+            try:
+                said = b"".join([chunk async for chunk in response.chunks()])
+            finally:
+                await response.close()
         except UpstreamUnavailable:
             return None
         answer = chat.whole(said)

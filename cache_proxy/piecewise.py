@@ -193,8 +193,9 @@ class Piecewise:
         try:
             body = b"".join([chunk async for chunk in reply.body])
         except UpstreamUnavailable as exc:
+            told = self._proxy.broken(exchange, outcome, exc)
             reply.finish()
-            return self._proxy.broken(exchange, outcome, exc)
+            return told
         except BaseException:
             reply.finish()
             raise

@@ -33,6 +33,7 @@ __all__ = ["Override", "PriceBook", "Rates", "parse_prices", "shipped_prices"]
 FEMTO_PER_MTOK_DOLLAR = 10**9
 FEMTO_PER_NANO = 10**6
 MAX_TOKENS = 2**63  # longer than any input: a price without steps
+LONGEST_NAME = 200  # characters; a longer one is nobody's model, and would cost time and memory
 MAX_REMEMBERED = 4096  # (model, provider) pairs; model names come from clients
 # Announced prices begin one by one; a day on which this many begin is a refresh of the data itself.
 REFRESH = 10
@@ -91,6 +92,8 @@ class PriceBook:
 
     def cost(self, usage: Usage, model: str, provider_url: str) -> int | None:
         """Nano-dollars for `usage`, rounded half up; None when the price is not known."""
+        if len(model) > LONGEST_NAME:
+            return None
         key = (model, provider_url)
         try:
             found = self._found[key]

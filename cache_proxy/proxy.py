@@ -83,7 +83,10 @@ class Proxy:
         if isinstance(call, Bypass):
             return await self.pass_by(exchange, None, call.reason, started)
 
-        prompt = decisions.admit(call.request, call.asked, self._parts.policy)
+        try:
+            prompt = decisions.admit(call.request, call.asked, self._parts.policy)
+        except Exception:  # noqa: BLE001 - a mistake of ours in reading must cost hits, not answers
+            return await self.pass_by(exchange, call, "internal", started)
         if isinstance(prompt, Bypass):
             return await self.pass_by(exchange, call, prompt.reason, started)
 
@@ -92,7 +95,10 @@ class Proxy:
         except MemoryUnavailable as exc:
             return await self.pass_by(exchange, call, exc.part, started)
 
-        verdict, found = await self._judge(exchange, call, look, started)
+        try:
+            verdict, found = await self._judge(exchange, call, look, started)
+        except Exception:  # noqa: BLE001 - as above
+            return await self.pass_by(exchange, call, "internal", started)
         outcome = self._outcome(exchange, call, verdict, found)
         if isinstance(verdict, Hit) and not outcome.shadow:
             return self._serve(exchange, call, verdict, outcome, started)
@@ -120,7 +126,8 @@ class Proxy:
         )
         readable = accepted and not call.asked.no_cache
         if readable and look.entry and decisions.fits(look.entry, call.asked, now):
-            return Hit(look.entry, "exact", 1.0), _NOTHING
+            # Where it is only looked up, upstream's answer takes its place, and needs a vector.
+            return Hit(look.entry, "exact", 1.0), self._again(call)
         text = call.request.text or ""
         if reason := decisions.closed(call.request, call.asked, self._parts.policy):
             # Who asked for exact matches only did not ask to be found by them only.
@@ -141,6 +148,15 @@ class Proxy:
         policy = self.policy(call.request.model)
         verdict = decisions.choose(text, found.candidates, call.asked, policy, now, read)
         return verdict, found
+
+    def _again(self, call: Call) -> Recollection:
+        """The embedding of what is found and stored anew all the same, in shadow mode."""
+        policy, text = self._parts.policy, call.request.text
+        shadow = decisions.only_looked_up(call.request.model, call.asked, policy, exact=True)
+        if not shadow or not text:
+            return _NOTHING
+        by_meaning = decisions.closed(call.request, call.asked, policy) in ("", "mode")
+        return self._parts.memory.embed(text) if by_meaning else _NOTHING
 
     def _outcome(
         self, exchange: Exchange, call: Call, verdict: Hit | Miss, found: Recollection

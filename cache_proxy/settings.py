@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from .errors import ConfigError
 from .guards import GUARDS
+from .tenancy import is_credential
 
 __all__ = [
     "DeadlineSettings",
@@ -388,13 +389,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _guarded(self) -> Settings:
-        if (
-            not self.client_tokens
-            and not _is_loopback(self.host)
-            and any(table.api_key_env for table in self.providers.values())
-        ):
+        keyed = any(
+            table.api_key_env or any(is_credential(name.lower().encode()) for name in table.headers)
+            for table in self.providers.values()
+        )
+        if self.jwt_tenants and (keyed or self.client_tokens):
             raise ValueError(
-                "client_tokens: a provider's key comes from the environment, so whoever reaches "
+                "jwt_tenants: where a key of ours or client_tokens stand in, upstream does not see "
+                "the client's token, so nobody would check it; use tenancy header:<name>"
+            )
+        if not self.client_tokens and not _is_loopback(self.host) and keyed:
+            raise ValueError(
+                "client_tokens: a provider's key is configured here, so whoever reaches "
                 f"{self.host} could spend it; list client_tokens, or listen on loopback only"
             )
         return self
@@ -457,9 +463,11 @@ def load(config: Path | None = None, **flags: object) -> Settings:
         raise ConfigError(f"environment: {exc}.") from None
 
 
-def variable(setting: str, name: str) -> str:
-    """A key from the environment, fit for a header."""
+def variable(setting: str, name: str, *, needed: bool = True) -> str:
+    """A key from the environment, fit for a header; "" for one that is not set nor `needed`."""
     value = os.environ.get(name, "").strip()
+    if not value and not needed:
+        return ""
     if not value:
         raise ConfigError(f"{setting}: the variable {name} is not set.")
     if not value.isascii() or not value.isprintable():

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from .settings import Settings
 from .stats import collect
 from .store import Store
 from .tally import labels
-from .tenancy import Tenancy
+from .tenancy import Tenancy, is_credential
 from .upstream.client import Upstream
 from .upstream.deadlines import Deadlines, Learnt
 from .upstream.fair_queue import CLASSES, PriorityClass
@@ -66,6 +66,7 @@ _NO_ENCODER = bytes(8)
 # The embedded store's books, buffers and fragmentation, on top of the values that are capped.
 _STORE_OVERHEAD = 1.5
 _DRAIN_SECONDS = 2.0
+_SHORTEST_SECRET = 32
 # How far back audits count towards the threshold in force.
 _AUDITS_SECONDS = 30 * 86_400
 _LABELS_SECONDS = 600.0
@@ -86,13 +87,20 @@ def file_secret(folder: Path, name: str) -> str:
     """64 hex characters kept in `folder/name` (mode 600), made at first use."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / name
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text("ascii").strip()
-    with os.fdopen(handle, "w") as file:
-        value = secrets.token_hex(32)
-        file.write(value)
+    if not path.exists():
+        # Whole before it has its name: a full disk or another process must not find half of it.
+        fresh = folder / f".{name}.{secrets.token_hex(8)}"
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+            with suppress(FileExistsError):  # another process was quicker
+                os.link(fresh, path)
+        finally:
+            fresh.unlink()
+    value = path.read_text("ascii").strip()
+    if len(value) < _SHORTEST_SECRET:
+        raise ConfigError(f"data_dir: {path} holds no whole secret; remove it.")
     return value
 
 
@@ -199,13 +207,14 @@ def _provider(name: str, settings: Settings, entry: Mapping[str, Any], key: str)
             f"providers.{name}.base_url: is needed; none is ready-made for this name."
         )
     models = entry.get("models", ()) if table.models is None else table.models
+    ours = bool(key) or any(is_credential(header.lower().encode()) for header in table.headers)
     return Provider(
         name=name,
         base_url=base_url,
         protocol=table.protocol or entry.get("protocol", "openai"),
         key=key,
         key_header=(table.key_header or entry.get("key_header", "")).lower(),
-        judges=not key and not settings.client_tokens,
+        judges=not ours and not settings.client_tokens,
         models=tuple(models),
         headers=tuple(
             (header.lower().encode(), value.get_secret_value().encode())

@@ -74,6 +74,8 @@ def expand(word: str) -> tuple[str, ...]:
 
 
 def _unfasten(word: str) -> tuple[str, ...]:
+    while word.endswith("'s") and "'" in word[:-2]:
+        word = word[:-2]
     base, _, tail = word.rpartition("'")
     if tail == "t" and base.endswith("n"):
         return (base[:-1], "not")

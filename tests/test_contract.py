@@ -1165,3 +1165,21 @@ async def test_tool_calls_are_kept_where_the_operator_wants_them(make_world: Wor
             assert hit.kind == "HIT"
             assert hit.json["choices"][0]["message"]["tool_calls"] == [CALL]
             assert hit.json["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_a_shadow_request_leaves_what_it_finds_as_good_as_it_was(world: World) -> None:
+    """What is stored anew in the place of an exact match has its vector again."""
+    await world.ask(FRANCE)
+    digest = bytes.fromhex((await world.ask(FRANCE)).headers["x-cache-entry"])
+    (before,) = await world.sidecar.memory.store.fetch([digest])
+    await world.ask(FRANCE, headers={"X-Cache-Mode": "shadow"})
+
+    async def again() -> bool:
+        (found,) = await world.sidecar.memory.store.fetch([digest])
+        return found is not None and before is not None and found[0].body != before[0].body
+
+    await world.until(again)
+    (after,) = await world.sidecar.memory.store.fetch([digest])
+    assert before is not None
+    assert after is not None
+    assert len(after[1]) == len(before[1]) > 0

@@ -387,3 +387,16 @@ def test_an_answer_shown_to_be_wrong_is_not_brought_back_by_its_neighbours() -> 
     verdict = choose(QUESTION, pair, ASKED, POLICY, NOW)
     assert isinstance(verdict, Miss)
     assert verdict.vetoes == ("floor", "floor")
+
+
+def test_what_was_shown_to_be_wrong_lends_no_support() -> None:
+    """It may speak against an answer, and not for one."""
+    pair = (holding(1, 0.95, SAME[0], b"one", floor=0.97), holding(2, 0.90, SAME[1], b"one"))
+    assert isinstance(choose(QUESTION, pair, ASKED, POLICY, NOW), Miss)
+
+
+def test_a_threshold_above_every_cosine_is_not_helped_over() -> None:
+    """Wrong hits have switched meaning off: however many agree, nothing is served by it."""
+    pair = (holding(1, 0.99, SAME[0], b"one"), holding(2, 0.99, SAME[1], b"one"))
+    off = replace(POLICY, threshold=1.01)
+    assert isinstance(choose(QUESTION, pair, ASKED, off, NOW), Miss)

@@ -124,7 +124,7 @@ def test_the_server_ends_with_its_killed_owner_and_the_next_takes_over(
     owner.kill()
     owner.wait()
     until(lambda: not runs(pid))
-    until(lambda: server.ensure() and not server.attached)
+    until(lambda: server.ensure() and not server.attached, 30)
     until(lambda: server.alive and _pings(url))
     assert Redis.from_url(url).get("a") == b"b"
 

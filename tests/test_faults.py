@@ -612,3 +612,18 @@ async def test_two_workers_answer_as_one_and_do_not_outlive_their_parent(tmp_pat
         counted = orjson.loads((await command("stats", "--json", "--data-dir", str(data))).out)
         assert counted["requests"] == asked
         assert sum(counted["hits"].values()) > 0
+
+
+async def test_a_mistake_of_ours_in_judging_costs_the_hit_and_not_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3, I12: upstream answers, and the request is counted."""
+
+    def mistaken(*_: object) -> None:
+        raise RecursionError
+
+    await settled(world)
+    monkeypatch.setattr("cache_proxy.decisions.admit", mistaken)
+    answered = await world.ask(QUESTION)
+    assert (answered.status, answered.kind, answered.reason) == (200, "BYPASS", "internal")
+    assert (await world.stats())["bypasses"] == {"internal": 1}

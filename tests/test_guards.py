@@ -175,6 +175,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("does array.sort mutate", "does array.toSorted mutate"),
     ],
     "code": [
+        ("What is 5!", "What is 5?"),
         ("what is rm -r", "what is rm -rf"),
         ("what is `a == b`", "what is `a != b`"),
         ("what is a == b", "what is a != b"),
@@ -395,3 +396,27 @@ def test_odd_long_texts_are_read_in_bounded_time(text: str) -> None:
     began = time.process_time()
     facts(text)
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "'s" * 4_000,
+        "How do I reset it" + "\n" * 8_000 + "?",
+        "a.b" * 3_000,
+        "a@" * 4_000,
+        "ab12" * 2_000,
+        "." * 8_000,
+        "a!" * 4_000,
+        "Is 10² am or pm?",
+        "① Am I eligible for 5 ① months?",
+        "²0 five",
+    ],
+    ids=lambda text: text[:8].strip(),
+)
+def test_no_text_crashes_the_reading_or_takes_it_long(text: str) -> None:
+    """I11: linear in its length, whatever a caller sends."""
+    began = time.process_time()
+    read = facts(text)
+    assert veto(read, facts("How do I reset it?")) != ""
+    assert time.process_time() - began < 0.5  # the worst of them once took 3.5 s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 import textwrap
+import time
 from decimal import Decimal
 from subprocess import run
 
@@ -190,6 +191,13 @@ def test_strange_model_names_do_not_pile_up() -> None:
     for n in range(MAX_REMEMBERED + 100):
         assert book.cost(Usage(input=1), f"m{n}", "u") == 1000
     assert len(book._found) <= MAX_REMEMBERED
+
+
+def test_a_name_that_is_no_models_costs_no_time(book: PriceBook) -> None:
+    """I7, I11: names come from clients, of any length."""
+    began = time.process_time()
+    assert book.cost(Usage(input=1), "gpt-4.1" + "x" * 1_000_000, OPENAI) is None
+    assert time.process_time() - began < 0.1
 
 
 def test_agrees_with_the_library_it_wraps(book: PriceBook) -> None:

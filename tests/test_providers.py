@@ -257,6 +257,36 @@ def test_configured_headers_replace_the_clients() -> None:
     assert extra.outgoing(CLIENT) == [CLIENT[0], (b"x-app", b"2"), (b"openai-project", b"p")]
 
 
+def test_a_cookie_goes_only_where_the_clients_key_goes() -> None:
+    """I3: it may be a session of another app on the same host."""
+    cookie = (b"cookie", b"session=1")
+    assert cookie in GPT.outgoing([*CLIENT, cookie])
+    ours = Provider("p", "https://p.example", "openai", key="sk-ours", judges=False)
+    assert cookie not in ours.outgoing([*CLIENT, cookie])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "host = '0.0.0.0'\n[providers.x]\nbase_url = 'http://x/v1'\n"
+            "headers = { Authorization = 'Bearer sk-x' }",
+            "client_tokens",
+        ),
+        (
+            "jwt_tenants = true\n[providers.x]\nbase_url = 'http://x/v1'\napi_key_env = 'HOME'",
+            "jwt_tenants",
+        ),
+    ],
+)
+def test_a_key_of_ours_needs_somebody_who_checks_the_client(
+    load: Any, text: str, said: str
+) -> None:
+    """I3: where upstream does not judge the client, nothing the client says of itself counts."""
+    with pytest.raises(ConfigError, match=said):
+        load(text)
+
+
 def test_no_key_shows_in_a_printed_provider() -> None:
     """I9: neither our key nor a configured header, which may hold one."""
     shy = Provider("p", "https://p.example", key=SECRET, headers=((b"x", SECRET.encode()),))

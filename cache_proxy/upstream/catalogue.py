@@ -20,6 +20,7 @@ from .routes import Headers
 
 __all__ = ["Catalogue"]
 
+_NOT_ASKED = (b"accept-encoding", b"if-none-match", b"if-modified-since", b"range")
 _SECONDS = 5.0
 _LONGEST = 8_388_608  # bytes of one list
 
@@ -76,7 +77,10 @@ class Catalogue:
                     "GET",
                     asked,
                     b"",
-                    [pair for pair in headers if own or not is_credential(pair[0])],
+                    [
+                        *(pair for pair in headers if _passes(pair[0], own=own)),
+                        (b"accept-encoding", b"identity"),
+                    ],
                     None,
                     read_seconds=_SECONDS,
                 )
@@ -88,6 +92,14 @@ class Catalogue:
             return [model for model in told if isinstance(model["id"], str)]
         except (ValueError, TypeError, KeyError):
             return None
+
+
+def _passes(name: bytes, *, own: bool) -> bool:
+    """Whether a header of the client's goes along: its credential to its own provider only, and
+    nothing that would bring another answer than a whole, plain list."""
+    if name in _NOT_ASKED:
+        return False
+    return own or not (is_credential(name) or name == b"cookie")
 
 
 async def _whole(response: Response) -> bytes:

@@ -165,7 +165,7 @@ def _explained(exc: BaseException) -> UpstreamUnavailable:
     """By the transport's own error, which httpx's class hides: a refused connection, a failed
     look-up and a dropped one all surface as one and the same time-out."""
     cause = exc.__cause__ or exc
-    if isinstance(cause, aiohttp.ClientConnectorError):
+    if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return UpstreamUnavailable("Upstream cannot be reached.", 502, reason="connect")
     if isinstance(cause, aiohttp.ServerDisconnectedError):
         return UpstreamUnavailable("Upstream closed the connection without an answer.", 502)

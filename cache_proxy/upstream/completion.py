@@ -129,12 +129,17 @@ async def send(upstream: Upstream, asked: Asked, no_usage: set[str]) -> Completi
     completion = Completion(response, asked.route, usage_injected=True)
     if completion.status not in (400, 422):
         return completion
-    refusal = await completion.peek(_REFUSAL_BYTES)
+    try:
+        refusal = await completion.peek(_REFUSAL_BYTES)
+    except BaseException:
+        await completion.close()
+        raise
     if b"stream_options" not in refusal and b"include_usage" not in refusal:
         return completion
     await completion.close()
-    no_usage.add(provider.base_url)
     response = await _post(upstream, asked, asked.body)
+    if response.status not in (400, 422):  # else it was not the field that was refused
+        no_usage.add(provider.base_url)
     return Completion(response, asked.route, usage_injected=False)
 
 

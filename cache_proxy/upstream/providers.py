@@ -81,7 +81,7 @@ class Provider:
         kept = [
             (name, value)
             for name, value in headers
-            if name not in own and (self.judges or not is_credential(name))
+            if name not in own and (self.judges or not (is_credential(name) or name == b"cookie"))
         ]
         return [*kept, *self.headers, *self._credential()]
 
