@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def whole(body: bytes, said: Callable[[dict[str, Any]], Said]) -> Answer:
     return tell(document, body, said, done=True)
 
 
-class Reassembler:
+class Reassembler(ABC):
     """Puts a stream's events together into the answer as it would have come without a stream.
 
     The caller caps the bytes it feeds; memory is a small multiple of them. Never raises: what
@@ -148,11 +149,13 @@ class Reassembler:
                 raise ValueError
             self._fold(self._choices.setdefault(index, {"index": index}), piece)
 
+    @abstractmethod
     def _fold(self, choice: dict[str, Any], piece: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Add a chunk's piece of one choice to what has come of it."""
 
+    @abstractmethod
     def _said(self, choice: dict[str, Any]) -> Said:
-        raise NotImplementedError
+        """What a choice says, as far as it must be known before it is kept."""
 
     def _settled(self, choice: dict[str, Any]) -> dict[str, Any]:
         settled: dict[str, Any] = settle(choice)
