@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+import structlog
+
 from embeddings import Recall
 
 from . import canonical, decisions
@@ -35,6 +37,8 @@ from .upstream.deadlines import patience
 from .upstream.relay import Errand, Journey, Relay
 
 __all__ = ["Parts", "Proxy", "flight_body"]
+
+log = structlog.get_logger("cache_proxy")
 
 _NOTHING = Recollection()
 
@@ -85,7 +89,8 @@ class Proxy:
 
         try:
             prompt = decisions.admit(call.request, call.asked, self._parts.policy)
-        except Exception:  # noqa: BLE001 - a mistake of ours in reading must cost hits, not answers
+        except Exception as exc:  # noqa: BLE001 - a mistake of ours must cost hits, not answers
+            log.warning("judging", error=type(exc).__name__)  # its text may hold the prompt's
             return await self.pass_by(exchange, call, "internal", started)
         if isinstance(prompt, Bypass):
             return await self.pass_by(exchange, call, prompt.reason, started)
@@ -97,7 +102,8 @@ class Proxy:
 
         try:
             verdict, found = await self._judge(exchange, call, look, started)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception as exc:  # noqa: BLE001 - as above
+            log.warning("judging", error=type(exc).__name__)
             return await self.pass_by(exchange, call, "internal", started)
         outcome = self._outcome(exchange, call, verdict, found)
         if isinstance(verdict, Hit) and not outcome.shadow:

@@ -101,7 +101,9 @@ DOORS: dict[str, frozenset[str]] = {
     "quicktok": frozenset({"cache_proxy.tokens"}),
     "matplotlib": frozenset({"cache_proxy.bench"}),
     "prometheus_client": frozenset({"cache_proxy.metrics"}),
-    "structlog": frozenset({"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit"}),
+    "structlog": frozenset(
+        {"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit", "cache_proxy.proxy"}
+    ),
     "logging": frozenset({"cache_proxy.serve"}),
     "faiss": frozenset({"embeddings.index"}),
     "onnxruntime": frozenset({"embeddings.onnx"}),
