@@ -159,7 +159,7 @@ class EmbeddedValkey:
         it every second or so. One who attached takes over once the owner is gone. Main thread.
         """
         _main_thread_only()
-        if self._child is None and not (self.attached and self._own()):
+        if self._owner_lock is None and not (self.attached and self._own()):
             return self.attached  # the owner lives and sees to it itself
         if self._child is not None and self._child.poll() is None:
             return True

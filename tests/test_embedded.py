@@ -1,5 +1,6 @@
 """What the embedded store promises: one server per folder, private, and gone with its owner."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -127,6 +128,23 @@ def test_the_server_ends_with_its_killed_owner_and_the_next_takes_over(
     until(lambda: server.ensure() and not server.attached, 30)
     until(lambda: server.alive and _pings(url))
     assert Redis.from_url(url).get("a") == b"b"
+
+
+def test_who_takes_over_waits_for_a_server_that_is_still_closing_its_files(
+    server: EmbeddedValkey, owner: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    """One look that came too early does not give the store up."""
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline().split()[-1])
+    url = server.start()
+    owner.kill()
+    owner.wait()
+    until(lambda: not runs(pid))
+    with (tmp_path / "store" / "server.lock").open() as closing:
+        fcntl.flock(closing, fcntl.LOCK_EX)
+        assert [server.ensure() for _ in range(3)] == [False] * 3
+    until(server.ensure)
+    until(lambda: server.alive and _pings(url))
 
 
 def test_a_killed_server_comes_back_by_itself(server: EmbeddedValkey) -> None:
