@@ -17,9 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cache_proxy.guards import GUARDS, facts, veto
+from cache_proxy.gist import gist, unpack
+from cache_proxy.guards import GUARDS, Facts, facts, veto
+from cache_proxy.score import adjusted
 from embeddings import load
 from embeddings.vectors import Floats
 
@@ -105,26 +107,34 @@ def measure(name: str, pairs: Sequence[Pair], scores: Sequence[float], threshold
         print(f"    {guard:13} traps {caught[guard, False]:5}  genuine {caught[guard, True]:5}")
 
 
-def cost(pairs: Sequence[Pair]) -> None:
-    """CPU time, so that a busy machine does not blur it; the best of three rounds."""
-    near = [pair for pair in pairs if all(150 <= len(text) <= 250 for text in pair[:2])][:200]
-    texts = [text for pair in near for text in pair[:2]]
-    read = min(_spent(lambda: [facts(text) for text in texts]) for _ in range(3))
+def cost(pairs: Sequence[Pair], shortest: int, longest: int) -> None:
+    """CPU time of pairs whose texts have so many characters, the quickest of some rounds."""
+    near = [pair for pair in pairs if all(shortest <= len(t) <= longest for t in pair[:2])][-200:]
+    texts = [(text,) for pair in near for text in pair[:2]]
     known = [(facts(pair.one), facts(pair.other)) for pair in near]
-    # Every guard asked, none allowed to end the chain: the dearest a candidate can be.
-    judged = min(
-        _spent(lambda: [guard(a, b) for a, b in known for guard in GUARDS.values()])
-        for _ in range(3)
-    )
-    size = sum(map(len, texts)) / len(texts)
-    print(f"cost at {size:.0f} characters: facts {1e6 * read / len(texts):.0f} us a text,", end=" ")
-    print(f"all guards {1e6 * judged / len(known):.0f} us a candidate")
+    kept = [(gist(pair.other),) for pair in near]
+    print(f"cost at {shortest} to {longest} characters, {len(near)} pairs:", end=" ")
+    print(f"facts {_microseconds(facts, texts):.0f} us a text; a candidate:", end=" ")
+    print(f"unpacking {_microseconds(unpack, kept):.0f} us,", end=" ")
+    print(f"score {_microseconds(lambda a, b: adjusted(0.9, 0.9, a, b), known):.0f} us,", end=" ")
+    print(f"all guards {_microseconds(_ask_all, known):.0f} us")
 
 
-def _spent(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+def _ask_all(one: Facts, other: Facts) -> None:
+    # None is allowed to end the chain: the dearest a candidate can be.
+    for guard in GUARDS.values():
+        guard(one, other)
+
+
+def _microseconds(work: Callable[..., object], arguments: Sequence[tuple[Any, ...]]) -> float:
+    """Of CPU for one; each one's best of 15 rounds, so that a busy machine does not blur it."""
+    best = [float("inf")] * len(arguments)
+    for _ in range(15):
+        for at, given in enumerate(arguments):
+            began = time.thread_time_ns()
+            work(*given)
+            best[at] = min(best[at], time.thread_time_ns() - began)
+    return sum(best) / max(1, len(best)) / 1_000
 
 
 def main() -> None:
@@ -135,13 +145,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6000, help="of each set, at most")
     told = parser.parse_args()
     similarities = encoder(told.model)
+    seen: list[Pair] = []
     for name, read in SETS.items():
         try:
             pairs = list(read(told.data))[: told.rows]
         except FileNotFoundError:
             continue
         measure(name, pairs, similarities(pairs), told.threshold)
-    cost(list(sums(told.data)))
+        seen += pairs
+    cost(seen, 50, 70)
+    cost(seen, 150, 250)
 
 
 if __name__ == "__main__":

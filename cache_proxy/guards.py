@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from difflib import SequenceMatcher
+from functools import lru_cache
+from itertools import combinations
 
 from cache_proxy import lexicon
 from cache_proxy.facts import Facts, facts
@@ -32,6 +35,7 @@ _OPPOSED_PREFIXES = (
 _OPPOSED_STARTS = tuple(prefix for prefix, _ in _OPPOSED_PREFIXES)
 _SHORTEST_NEGATED = 4
 _STARTS = (*_PREFIXES, *_OPPOSED_STARTS)
+_KEPT_WORDS = 4_096  # looked at more than once, as a request's words repeat those of others
 # "into" has no "outto".
 _SHORTEST_TURNED = 5
 # Endings that leave the meaning; "-er", "-ee" and "-less" do not.
@@ -41,14 +45,21 @@ _FORMS = frozenset([
 ])  # fmt: skip
 # With as many telling words changed on either side the whole is told anew.
 _TOLD_ANEW = 2
+# Up to so many numbers a prompt is no sum.
+_FEW_NUMBERS = 2
+_TOLD_AT_LENGTH = 8
 _LOOSE_QUANTITIES = frozenset(["all", "some", "one"])
 _MONEY = frozenset("$€£₫₹")
 _DIRECTIONS = lexicon.DIRECTIONS | {""}
 # "in life", "on average", "at once": hung on, and nothing narrowed.
 _NEUTRAL = frozenset(
-    ["lif", "world", "tim", "averag", "once", "onc", "year", "day", "person", "stat", "buy", "read"]
-)
+    [
+        "lif", "world", "tim", "averag", "once", "onc", "year", "this year", "day", "person",
+        "stat", "buy", "read",
+    ]
+)  # fmt: skip
 _OPPOSED = frozenset(map(frozenset, [("from", "to"), ("from", "into"), ("before", "after")]))
+_ENDS = frozenset[str]().union(*_OPPOSED)
 # What may differ where only the time of the verb does.
 _TENSED = frozenset(map(lexicon.label, [
     "is", "are", "was", "were", "do", "does", "did", "has", "have", "had", "will", "used", "to",
@@ -67,6 +78,11 @@ _PRAISE = frozenset([
 ])  # fmt: skip
 _SECOND_QUESTION = frozenset(["why", "how", "what", "when", "where", "is", "are", "fast", "more"])
 _EXAMPLE = frozenset(["example", "examples"])
+_PASSIVE = frozenset(["was", "were", "been", "got"])
+_KINDS = frozenset(map(lexicon.label, lexicon.PARTS))
+_SYMMETRIC = frozenset(map(lexicon.label, ["difference", "differ", "compare", "similar"]))
+_CLAUSES = frozenset(["when", "if", "while"])
+_UNSURE = frozenset(["might", "maybe", "perhaps", "probably"])
 _SOMEONE = frozenset(["someone", "somebody", "others", "anyone", "them", "him", "her"])
 _RELATIVE = frozenset(["that", "who", "whose"])
 _ASKERS = frozenset(["i", "you", "we", "one", "to", "u"])
@@ -83,6 +99,8 @@ def language(a: Facts, b: Facts) -> bool:
 def numbers(a: Facts, b: Facts) -> bool:
     """ "order 48213" / "order 48231"; "500mg" / "500ml"; "in miles" / "in metres"."""
     if a.numbers != b.numbers and not _same_money(a, b):
+        if _only_told_otherwise(a, b):
+            return False
         # "I sent it 5 days ago and nobody has it" / "Nobody has received what I sent": where
         # more than that differs and one names no number, no number decides.
         return bool(a.numbers and b.numbers) or _reworded(a, b) < _TOLD_ANEW
@@ -90,14 +108,57 @@ def numbers(a: Facts, b: Facts) -> bool:
 
 
 def problem(a: Facts, b: Facts) -> bool:
-    """ "... costs $4 for 2 ..." with a sentence more: a sum stands only on the same words."""
-    return min(len(a.numbers), len(b.numbers)) > 2 and sorted(a.content) != sorted(b.content)
+    """ "... costs $4 for 2 ..." with a sentence more: where much of a sum stands word for word, the
+    rest was changed on purpose; one that is told anew throughout is the same sum."""
+    if min(len(a.numbers), len(b.numbers)) <= _FEW_NUMBERS:
+        return False
+    if a.content == b.content or sorted(a.content) == sorted(b.content):
+        # "1955 kilometres", "1955000 metres": which are asked for?
+        return _digits(a) != _digits(b)
+    return not _told_anew(a, b)
+
+
+def _told_anew(a: Facts, b: Facts) -> bool:
+    """Whether no longer part of the two is the same word for word."""
+    shorter = min(len(a.content), len(b.content))
+    run = SequenceMatcher(None, a.content, b.content, autojunk=False).find_longest_match().size
+    return shorter >= _TOLD_AT_LENGTH and run * 3 <= shorter
+
+
+def _digits(read: Facts) -> list[str]:
+    return sorted(word for word in read.words if word[:1].isdigit())
+
+
+def _only_told_otherwise(a: Facts, b: Facts) -> bool:
+    """ "on the first day", "initially"; "twice as many", "double that": where a sum is told anew,
+    words that only one side has for a number."""
+    if min(len(a.numbers), len(b.numbers)) <= _FEW_NUMBERS:
+        return False
+    here, there = Counter(a.numbers), Counter(b.numbers)
+    more, fewer = here - there, there - here
+    return (
+        not (more and fewer)
+        and all(value.endswith(("th", "x")) for value, _ in more + fewer)
+        and _told_anew(a, b)
+    )
+
+
+def comparison(a: Facts, b: Facts) -> bool:
+    """ "the best laptop" / "the cheapest laptop"."""
+    return bool(a.superlatives and b.superlatives) and a.superlatives.isdisjoint(b.superlatives)
 
 
 def negation(a: Facts, b: Facts) -> bool:
-    """ "Cancel my plan" / "Don't cancel my plan"."""
+    """ "Cancel my plan" / "Don't cancel my plan"; "it charges but doesn't turn on" / "it turns on
+    but doesn't charge"."""
     if (a.negations - b.negations) % 2 == 0:
-        return False
+        return (
+            a.negations == b.negations > 0
+            and "but" in a.words & b.words
+            and a.negated.isdisjoint(b.negated)
+            and bool(a.negated and b.negated)
+            and _reworded(a, b) < _TOLD_ANEW
+        )
     # "I don't know my PIN" / "I forgot my PIN": with other words on both sides a "not" more or
     # less turns nothing round.
     return _reworded(a, b) == 0
@@ -150,8 +211,12 @@ def _defines(a: Facts, b: Facts) -> bool:
 
 
 def modality(a: Facts, b: Facts) -> bool:
-    """ "Can I skip it?" / "Must I skip it?"; "May I?" / "Do I have to?"."""
-    return bool(a.modality and b.modality) and a.modality != b.modality
+    """ "Can I skip it?" / "Must I skip it?"; "May I?" / "Do I have to?"; "It might be late"."""
+    if a.modality and b.modality:
+        return a.modality != b.modality
+    if _UNSURE.isdisjoint(a.words) and _UNSURE.isdisjoint(b.words):
+        return False
+    return not _UNSURE.isdisjoint(a.words ^ b.words) and _same_words(a, b)
 
 
 def quantity(a: Facts, b: Facts) -> bool:
@@ -178,7 +243,9 @@ def _each_and_a(a: Facts, b: Facts) -> bool:
 
 
 def tense(a: Facts, b: Facts) -> bool:
-    """ "When will it be delivered?" / "When was it delivered?"."""
+    """ "When will it arrive?" / "When did it arrive?"; "in two weeks" / "two weeks ago"."""
+    if ("ago" in a.words) != ("ago" in b.words) and a.numbers == b.numbers:
+        return _reworded(a, b) == 0
     if a.tense and b.tense and a.tense.isdisjoint(b.tense):
         return True
     return {a.moment, b.moment} in _MOMENTS_APART and a.stems ^ b.stems <= _TENSED
@@ -204,15 +271,22 @@ def code(a: Facts, b: Facts) -> bool:
 def form(a: Facts, b: Facts) -> bool:
     """ "Explain X" / "Explain X in one sentence": another shape, length or reader."""
     # "a language for beginners", "which language should a beginner learn"
-    return not (a.form ^ b.form) <= a.stems & b.stems
+    return a.form != b.form and not (a.form ^ b.form) <= a.stems & b.stems
 
 
 def direction(a: Facts, b: Facts) -> bool:
     """ "from Paris to Rome" / "from Rome to Paris"; "X better than Y" / "Y better than X"."""
+    if a.between != b.between and dict(a.between).keys() == dict(b.between).keys():
+        return True  # "from Windows 10 to 11" / "from Windows 11 to 10"
     if a.roles == b.roles and a.content == b.content:
         return False
+    # Two words change places between two directions; opposed is what hangs on one of the ends.
+    if len(_DIRECTIONS.intersection(a.roles, b.roles)) < 2 and (
+        _ENDS.isdisjoint(a.roles) or _ENDS.isdisjoint(b.roles)
+    ):
+        return False
     left, right = _roles(a), _roles(b)
-    moved = [word for word, role in left.items() if right.get(word, role) != role]
+    moved = [word for word in left.keys() & right.keys() if left[word] != right[word]]
     if not moved:
         return False
     if _reworded(a, b) < _TOLD_ANEW and any(
@@ -221,27 +295,47 @@ def direction(a: Facts, b: Facts) -> bool:
         if a.content.count(word) == 1 == b.content.count(word)
     ):
         return True
+    turned = [word for word in moved if left[word] in _DIRECTIONS]
     return any(
         left[one] == right[other] and left[other] == right[one]
-        for one in moved
-        for other in moved
-        if one != other and left[one] in _DIRECTIONS and left[other] in _DIRECTIONS
+        for one, other in combinations(turned, 2)
     )
 
 
 def role(a: Facts, b: Facts) -> bool:
     """ "Who defeated France?" / "Who did France defeat?"; "can they sue me" / "can I sue them"."""
+    if _sides_changed(a, b):
+        return True
     if not _same_words(a, b):
         return False
     if _themselves(a, b) or _themselves(b, a):
         return True
     # "How do I know he likes me?" and "How do you know he likes you?" are one question.
     if a.suffers != b.suffers:
-        return "you" not in (b if a.suffers else a).words
+        told = (b if a.suffers else a).words
+        # "A bee stung me", "I was stung by a bee"
+        return "you" not in told and not ("by" in told and not _PASSIVE.isdisjoint(told))
     return (
         "other" in (a.asks, b.asks)
         and ("doer" in a.asks) != ("doer" in b.asks)
         and a.content != b.content
+    )
+
+
+def _sides_changed(a: Facts, b: Facts) -> bool:
+    """ "may the tenant ask the landlord" / "may the landlord ask the tenant"."""
+    if lexicon.PARTIES.isdisjoint(a.stems) or "by" in a.words or "by" in b.words:
+        return False
+    if _reworded(a, b) >= _TOLD_ANEW:
+        return False
+    both = frozenset(a.content) & frozenset(b.content)
+    return any(
+        (min(one, other), max(one, other)) not in a.coordinated | b.coordinated
+        and (a.content.index(one) < a.content.index(other))
+        != (b.content.index(one) < b.content.index(other))
+        for one in both
+        for other in lexicon.ANTONYMS.get(one, ())
+        if other in both and one < other and one in lexicon.PARTIES
     )
 
 
@@ -256,6 +350,8 @@ def order(a: Facts, b: Facts) -> bool:
         return True
     if "doer, by" in (a.asks, b.asks) and a.asks != b.asks:
         return False  # the passive turns everything round
+    if _shuffled(a, b):
+        return True
     # The frame must be the same, or "work stress" and "stress at work" would count as well.
     if a.roles != b.roles or len(a.content) > _LONGEST_SUBSTITUTION:
         return False
@@ -263,29 +359,88 @@ def order(a: Facts, b: Facts) -> bool:
     moved = [(at, x, y) for at, (x, y) in told if x != y]
     if len(moved) != 2 or moved[0][1:] != moved[1][:0:-1]:
         return False
+    if a.coordinated and a.coordinated == b.coordinated:
+        return False  # "Which is healthier, butter or margarine?"
     # Neighbours change places in any rewording: "my card is lost", "I lost my card"; not where
     # the asker changes sides: "he owes me money", "I owe him money".
     if "all" in a.quantity and a.words == b.words:
         return True  # "Are all squares rectangles?" / "Are all rectangles squares?"
     if moved[1][0] - moved[0][0] < 2 and ("me" in a.words) == ("me" in b.words):
-        # "the mother of the king", "the king of the mother": what hangs on what has changed.
-        return a.roles[moved[0][0]] != a.roles[moved[1][0]]
+        # "the mother of the king", "the king of the mother": what hangs on what has changed; "must
+        # an employer give an employee", "must an employee give an employer".
+        one, other = moved[0][1:]
+        pair = (min(one, other), max(one, other))
+        return a.roles[moved[0][0]] != a.roles[moved[1][0]] or (
+            other in lexicon.ANTONYMS.get(one, ()) and pair not in a.coordinated | b.coordinated
+        )
     pair = (min(moved[0][1:]), max(moved[0][1:]))
     return pair not in a.coordinated and pair not in b.coordinated
+
+
+def _other_kind(a: Facts, b: Facts) -> bool:
+    """ "fibre in brown rice" / "what fibre has white rice": another word beside the same one."""
+    if _KINDS.isdisjoint(a.stems) or _KINDS.isdisjoint(b.stems):
+        return False
+    here, there = a.beside - b.beside, b.beside - a.beside
+    return any(
+        head == same
+        and one in _KINDS
+        and other in _KINDS
+        and one not in b.stems
+        and other not in a.stems
+        for one, head in here
+        for other, same in there
+    )
+
+
+def _shuffled(a: Facts, b: Facts) -> bool:
+    """ "can stress cause headaches in men", "can headaches in men cause stress": the same words,
+    and no one part of them merely moved."""
+    if (
+        a.content == b.content
+        or len(a.content) != len(b.content)
+        or not 2 < len(a.content) <= _LONGEST_SUBSTITUTION
+        or a.passive != b.passive
+        or not a.coordinated.isdisjoint(b.coordinated)
+        or not _SYMMETRIC.isdisjoint(a.stems | b.stems)
+        or not _CLAUSES.isdisjoint(a.words | b.words)
+        or sorted(a.content) != sorted(b.content)
+    ):
+        return False
+    if _one_part_moved(a.content, b.content):
+        return False
+    names = a.names | a.known | b.names | b.known
+    # "Where in Python is it?", "Where is it in Python?"
+    (one, other), (here, there) = (
+        [tuple(word for word in read.content if (word in names) is named) for read in (a, b)]
+        for named in (True, False)
+    )
+    return one != other or not _one_part_moved(here, there)
+
+
+def _one_part_moved(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """Whether one part has changed places with the next."""
+    left, right, _ = _apart(a, b)
+    return a == b or any(left[at:] + left[:at] == right for at in range(1, len(left)))
 
 
 def substitution(a: Facts, b: Facts) -> bool:
     """ "track my order" / "cancel my order": other words in one place, all else alike."""
     if max(len(a.content), len(b.content)) > _LONGEST_SUBSTITUTION:
         return False
+    if _other_kind(a, b):
+        return True
     left, right, shared = _apart(a.content, b.content)
     if len(left) == 1 == len(right):
         return shared > 0 and not _kin(left[0], right[0])
-    if sorted(left) == sorted(right) and sorted(a.roles) != sorted(b.roles):
-        return False  # "a Python function", "a function in Python"
-    if _short_for(a, left, right) or _short_for(b, right, left):
+    if not (0 < len(left) <= 2 and 0 < len(right) <= 2 and shared >= _LEAST_SHARED):
         return False
-    return 0 < len(left) <= 2 and 0 < len(right) <= 2 and shared >= _LEAST_SHARED
+    if sorted(left) == sorted(right) and (
+        sorted(a.roles) != sorted(b.roles)  # "a Python function", "a function in Python"
+        or not a.coordinated.isdisjoint(b.coordinated)  # "a cat or a dog", "a dog or a cat"
+    ):
+        return False
+    return not (_short_for(a, left, right) or _short_for(b, right, left))
 
 
 def narrowing(a: Facts, b: Facts) -> bool:
@@ -297,6 +452,7 @@ GUARDS: Mapping[str, Guard] = {
     "language": language,
     "numbers": numbers,
     "problem": problem,
+    "comparison": comparison,
     "negation": negation,
     "antonyms": antonyms,
     "opposites": opposites,
@@ -328,7 +484,7 @@ def veto(query: Facts, stored: Facts, off: frozenset[str] = frozenset()) -> str 
 
 def _reworded(a: Facts, b: Facts) -> int:
     """How many telling words each has that the other lacks, whichever has fewer."""
-    return min(len(a.telling - b.telling), len(b.telling - a.telling))
+    return min(len(a.telling), len(b.telling)) - len(a.telling & b.telling)
 
 
 def _same_words(a: Facts, b: Facts) -> bool:
@@ -341,7 +497,7 @@ def _dispossessed(a: Facts, b: Facts) -> bool:
     return any(
         word == owner and role in _OWN_PLACE and following != owned
         for owner, owned in a.owners - b.owners
-        for word, role, following in zip(b.content, b.roles, (*b.content[1:], owned), strict=True)
+        for word, role, following in zip(b.content, b.roles, (*b.content, owned)[1:], strict=True)
     )
 
 
@@ -367,37 +523,39 @@ def _same_money(a: Facts, b: Facts) -> bool:
 
 def _flipped(a: Facts, b: Facts) -> bool:
     """Whether a word of `a` alone has its opposite in `b`: beside it in `a` as well, or not."""
-    for word in a.stems - b.stems:
-        for opposite in lexicon.ANTONYMS.get(word, ()):
+    for word in lexicon.ANTONYMS.keys() & (a.stems - b.stems):
+        for opposite in lexicon.ANTONYMS[word]:
             # A preposition that both say is no opposite: "pay for it", "vote against it for me".
             if opposite in b.stems and (opposite not in a.stems or opposite not in lexicon.STOP):
                 return True
     return False
 
 
+@lru_cache(_KEPT_WORDS)
 def _may_negate(word: str) -> bool:
     return (len(word) > _SHORTEST_NEGATED and word.startswith(_STARTS)) or word.endswith("less")
 
 
 def _negates(some: frozenset[str], others: frozenset[str]) -> bool:
-    for word in some:
-        if word.startswith(_PREFIXES):
-            # "into" is no opposite of "to".
-            rests = (word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix))
-            if any(len(rest) > 2 and rest in others for rest in rests):
-                return True
-        if word.startswith(_OPPOSED_STARTS):
-            turned = (
-                other + word[len(some) :]
-                for some, other in _OPPOSED_PREFIXES
-                if word.startswith(some)
-            )
-            if len(word) > _SHORTEST_TURNED and any(again in others for again in turned):
-                return True
-        bare = word.removesuffix("les")  # what the stem of "-less" ends in
-        if bare != word and (bare in others or bare + "ful" in others):
-            return True
-    return False
+    return any(
+        not _turned(word).isdisjoint(others)
+        for word in some
+        if word.startswith(_STARTS) or word.endswith("les")  # as the stem of "-less" does
+    )
+
+
+def _turned(word: str) -> set[str]:
+    """The stems that would say the opposite."""
+    # "into" is no opposite of "to".
+    rests = (word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix))
+    turned = {rest for rest in rests if len(rest) > 2}
+    if len(word) > _SHORTEST_TURNED:
+        turned.update(
+            other + word[len(some) :] for some, other in _OPPOSED_PREFIXES if word.startswith(some)
+        )
+    if word.endswith("les"):
+        turned |= {word[:-3], word[:-3] + "ful"}
+    return turned
 
 
 def _lacking(a: Facts, b: Facts) -> frozenset[str]:
@@ -436,13 +594,18 @@ def _kin(one: str, other: str) -> bool:
 def _apart(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """What is left of each when the words both begin and end with are taken off, and how many."""
     shorter = min(len(a), len(b))
-    head = next((at for at in range(shorter) if a[at] != b[at]), shorter)
-    tail = next((at for at in range(shorter - head) if a[-1 - at] != b[-1 - at]), shorter - head)
+    head = 0
+    while head < shorter and a[head] == b[head]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and a[-1 - tail] == b[-1 - tail]:
+        tail += 1
     return a[head : len(a) - tail], b[head : len(b) - tail], head + tail
 
 
 def _roles(read: Facts) -> dict[str, str]:
-    return dict(zip(read.content, read.roles, strict=True))
+    told = ("to" if role == "into" else role for role in read.roles)
+    return dict(zip(read.content, told, strict=True))
 
 
 def _narrows(a: Facts, b: Facts) -> bool:
@@ -450,9 +613,10 @@ def _narrows(a: Facts, b: Facts) -> bool:
     if len(b.content) <= len(a.content) or not b.stems.issuperset(a.content):
         return False
     extra = Counter(b.content)
-    extra.subtract(a.content)
-    if min(extra.values()) < 0:
-        return False
+    for word in a.content:
+        if not extra[word]:
+            return False
+        extra[word] -= 1
     extra = +extra
     hanging = [
         (at, word)

@@ -23,6 +23,7 @@ __all__ = [
     "ENGLISH_STOP",
     "FORM",
     "FORM_PHRASES",
+    "FRAMES",
     "KIN",
     "LOOKALIKES",
     "LOOSE_UNITS",
@@ -35,7 +36,9 @@ __all__ = [
     "NUMBERS",
     "OPENINGS",
     "OTHER_STOP",
+    "PARTICIPLES",
     "PARTICLES",
+    "PARTIES",
     "PARTS",
     "PHRASES",
     "PLAIN",
@@ -47,6 +50,7 @@ __all__ = [
     "RARITY",
     "SHORT_OPENINGS",
     "STOP",
+    "SUPERLATIVES",
     "SYNONYMS",
     "TENSE",
     "TENSE_PHRASES",
@@ -68,6 +72,8 @@ __all__ = [
 _KEPT_WORDS = 16_384
 # Shorter words are one slip away from too many others.
 _SHORTEST_SLIP = 4
+# Two words that are both rare are two words, unless they are as long as this.
+_LONG = 7
 # Letters that make another word at the end of one: sugar, sugary.
 _ENDINGS = frozenset("ydrsnt")
 _VOWELS = frozenset("aeiouy")
@@ -108,7 +114,7 @@ def stem(word: str) -> str:
         word = word[:-2] + "iz"
     if len(word) > 4 and "our" in word[2:]:
         word = word[:2] + word[2:].replace("our", "or")
-    if len(word) > 4 and word.endswith(("tr", "br")):
+    if len(word) > 3 and word.endswith(("tr", "br")):
         word = word[:-1] + "er"
     return word
 
@@ -123,8 +129,10 @@ def label(word: str) -> str:
 
 
 def misspelt(one: str, other: str) -> bool:
-    """Whether one is a word and the other the same with one slip: delivery, delivry."""
-    if _known(one) == _known(other) or one in LOOKALIKES or other in LOOKALIKES:
+    """Whether one is the other with one slip, and no word itself: delivery, delivry."""
+    if one in LOOKALIKES or other in LOOKALIKES:
+        return False
+    if _known(one) == _known(other) and (_known(one) or min(len(one), len(other)) < _LONG):
         return False
     return any(_one_slip(one, word) for word in MEMBERS.get(other, (other,))) or any(
         _one_slip(word, other) for word in MEMBERS.get(one, (one,))
@@ -277,6 +285,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = _members()
 ANTONYMS: Mapping[str, frozenset[str]] = _antonyms()
 KIN = _kin()
 LOOKALIKES = _set("en.lookalikes")
+FRAMES = _openings([_set("en.frames")])
 FORM: Mapping[str, str] = _groups("en.form", "vi.form", label_is_member=False)
 TIMELY = _set("en.timely", "vi.timely") | {bare(phrase) for phrase in _set("vi.timely")}
 _TURNS = _lines("en.anaphora", "vi.anaphora")
@@ -294,7 +303,10 @@ QUANTITY_PHRASES = _openings([QUANTITY])
 TENSE: Mapping[str, str] = _groups("en.tense", "vi.tense", label_is_member=False)
 TENSE_PHRASES = _openings([TENSE])
 RARITY: Mapping[str, float] = _rarity()
+PARTICIPLES = _set("en.participles")
 PARTS = _set("en.parts")
+PARTIES = frozenset(map(label, _set("en.parties")))
+SUPERLATIVES: Mapping[str, str] = _groups("en.superlatives")
 PHRASES = _openings(
     [
         _set("en.antonyms", "vi.antonyms"),

@@ -46,7 +46,7 @@ def features(cosine: float, learned: float, a: Facts, b: Facts) -> tuple[float, 
         learned,
         len(both) / max(1, len(left) + len(right) - len(both)),
         # How telling the most telling word is that each has and the other lacks.
-        min(_heaviest(left - both), _heaviest(right - both)),
+        min(_heaviest(left - both), _heaviest(right - both)) if lone else 0.0,
         max(len(left), len(right)) - len(both),
         # One of the two only adds: a frame, or a condition that no guard knows.
         float(lone == 0 and left != right),
@@ -56,7 +56,7 @@ def features(cosine: float, learned: float, a: Facts, b: Facts) -> tuple[float, 
 
 
 def _heaviest(words: frozenset[str]) -> float:
-    return max((lexicon.RARITY.get(word, 1.0) for word in words), default=0.0)
+    return max([lexicon.RARITY.get(word, 1.0) for word in words], default=0.0)
 
 
 def adjusted(

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from cache_proxy import lexicon
 
 __all__ = [
-    "STRAIGHT",
     "TOKEN",
     "Openings",
     "anaphoric",
@@ -24,13 +24,15 @@ __all__ = [
     "language",
     "language_of",
     "phrases",
+    "straight",
     "time_bound",
     "tokens",
+    "unframed",
 ]
 
 Openings = Mapping[str, tuple[tuple[str, ...], ...]]
 
-STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "„": '"', "−": "-"})
+_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "„": '"', "−": "-"})
 # A word with what is fastened to it: 7am, 500mg, v1.2, 1,000, node.js, c++, ord-48213, don't.
 TOKEN = re.compile(
     r"-?[$€£₫#]?\d\w*(?:[.,:/'-]\w+)*(?:°[CFcf]?|%)?"
@@ -47,12 +49,24 @@ _LETTER = re.compile(r"[^\W\d_]")
 _VIETNAMESE_LETTER = re.compile("[ăđơưạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủũứừửữựỳỵỷỹ]")
 # Syllables that only Vietnamese typed without marks begins so.
 _BARE_SYLLABLE = re.compile(r"(?:ngh?|nh|kh)[aeiouy]{1,3}(?:ng|nh|ch|[cmnpt])?")
+_BEFORE_A_FRAME = (("hi",), ("hello",), ("hey",), ("please",), ("so",), ("but",), ("and",))
+_BARE_STARTS = ("ng", "nh", "kh")
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
+# Chunks of text kept with the words read from them; a request's words repeat those of others.
+_KEPT_CHUNKS = 16_384
+_LONGEST_KEPT = 40  # characters
+
+
+def straight(text: str) -> str:
+    """The text in NFC, its quotes and minus signs straight."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).translate(_STRAIGHT)
 
 
 def fold(text: str) -> str:
     """The text in NFC and lower case, quotes straight, white space single, ends trimmed."""
-    return " ".join(unicodedata.normalize("NFC", text).translate(STRAIGHT).lower().split())
+    return " ".join(straight(text).lower().split())
 
 
 def expand(word: str) -> tuple[str, ...]:
@@ -67,9 +81,16 @@ def expand(word: str) -> tuple[str, ...]:
         return (word,)
     if word[:1].isdigit() or word[0] == "-":
         number, _, rest = word.lstrip("-").partition("-")
-        return (number, *rest.split("-")) if rest[:1].isalpha() and number.isdigit() else (word,)
+        return (
+            (number, *rest.split("-"))
+            if rest[:1].isalpha() and number.replace(".", "").isdigit()
+            else (word,)
+        )
     if any(letter.isdigit() for letter in word):
-        return (word,)
+        # "carbon-14" and "carbon 14"; not "ord-48213-x".
+        first, dash, rest = word.partition("-")
+        named = dash and len(first) > 2 and first.isalpha() and rest.isdigit()
+        return (first, rest) if named else (word,)
     return tuple(part for half in word.split("/") for part in _unhyphen(half))
 
 
@@ -95,11 +116,25 @@ def _unhyphen(word: str) -> tuple[str, ...]:
 
 def tokens(text: str) -> tuple[str, ...]:
     """The lower-case words of a text in order, contractions written out, punctuation gone."""
-    return tuple(word for match in TOKEN.finditer(fold(text)) for word in expand(match.group()))
+    return tuple(
+        word
+        for chunk in straight(text).lower().split()
+        for word in (_kept_words(chunk) if len(chunk) <= _LONGEST_KEPT else _words(chunk))
+    )
+
+
+def _words(chunk: str) -> tuple[str, ...]:
+    """The words between two blanks; no token reaches over one."""
+    return tuple(word for token in TOKEN.findall(chunk) for word in expand(token))
+
+
+_kept_words = lru_cache(_KEPT_CHUNKS)(_words)
 
 
 def phrases(words: Sequence[str], openings: Openings) -> Iterator[tuple[int, str]]:
     """Position and phrase, the words joined by a blank, for every listed phrase in `words`."""
+    if openings.keys().isdisjoint(words):
+        return
     for at, word in enumerate(words):
         if word not in openings:
             continue
@@ -107,6 +142,20 @@ def phrases(words: Sequence[str], openings: Openings) -> Iterator[tuple[int, str
             if tuple(words[at : at + len(phrase)]) == phrase:
                 yield at, " ".join(phrase)
                 break
+
+
+def unframed(words: Sequence[str]) -> Sequence[str]:
+    """The words less what only frames them: "quick question", "thanks in advance"."""
+    found = [(at, at + frame.count(" ") + 1) for at, frame in phrases(words, lexicon.FRAMES)]
+    first, last = 0, len(words)
+    for start, end in found:
+        if start == first or words[first:start] in _BEFORE_A_FRAME:
+            first = end
+    for start, end in reversed(found):
+        if end == last:
+            last = start
+    # Nothing but frames: then they are what is asked.
+    return words[first:last] if first < last else words
 
 
 def join(words: Sequence[str]) -> list[str]:
@@ -146,17 +195,20 @@ def language_of(text: str, words: Sequence[str]) -> str:
 
 def _latin_language(words: Sequence[str]) -> str:
     marked = [word for word in words if not word.isascii()]
-    english = sum(1 for word in words if word in lexicon.ENGLISH_STOP)
-    unmarked = sum(
-        1
-        for word in set(words)
-        if word in lexicon.BARE_VIETNAMESE or _BARE_SYLLABLE.fullmatch(word)
+    english = sum(map(lexicon.ENGLISH_STOP.__contains__, words))
+    unmarked = len(
+        {
+            word
+            for word in words
+            if word in lexicon.BARE_VIETNAMESE
+            or (word.startswith(_BARE_STARTS) and _BARE_SYLLABLE.fullmatch(word))
+        }
     )
     vietnamese = sum(1 for word in marked if _VIETNAMESE_LETTER.search(word))
-    vietnamese += sum(1 for word in marked if word in lexicon.VIETNAMESE_STOP)
+    vietnamese += sum(map(lexicon.VIETNAMESE_STOP.__contains__, marked))
     if vietnamese > english or (unmarked > 1 and unmarked > english):
         return "vi"
-    foreign = sum(1 for word in words if word in lexicon.OTHER_STOP)
+    foreign = sum(map(lexicon.OTHER_STOP.__contains__, words))
     if foreign > english and foreign + bool(marked) > 1:
         return "other"
     return "en" if english else ""

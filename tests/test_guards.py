@@ -23,6 +23,11 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("How do I cook rice?", "Lam sao de nau com cho nhieu nguoi?"),
     ],
     "numbers": [
+        ("crowns of King Edward VII", "crowns of King Edward VIII"),
+        ("rest for an hour and a half", "rest for 2 hours"),
+        ("wait 3-4 days", "wait 34 days"),
+        ("a loan of $10k", "a loan of $100k"),
+        ("open at noon", "open at midnight"),
         ("2 rooms for 3 people", "3 rooms for 2 people"),
         ("subtract 5 from 9", "subtract 9 from 5"),
         ("20% of 450", "20% off 450"),
@@ -44,6 +49,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("Convert 5 miles to km", "Convert 5 km to miles"),
         ("hoàn tiền sau 2 tuần", "hoàn tiền sau 3 tuần"),
         ("chuyển 1.000.000 đồng", "chuyển 10.000.000 đồng"),
+        ("lam sao de nuoi hai con meo", "lam sao de nuoi ba con meo"),
     ],
     "problem": [
         (
@@ -55,7 +61,12 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
             "A tank of 40 l loses 6 l an hour for 3 hours. How full is it?",
         ),
     ],
+    "comparison": [
+        ("What is the best tent for winter?", "What is the lightest tent for winter?"),
+        ("Which is the cheapest train to Oslo?", "Which is the fastest train to Oslo?"),
+    ],
     "negation": [
+        ("It rings but I can't answer it.", "I can answer it but it doesn't ring."),
         ("What if I pay it?", "What if I fail to pay it?"),
         ("a drink with sugar", "a sugar-free drink with sugar"),
         ("How do I let the dog bark?", "How do I keep the dog from barking?"),
@@ -73,6 +84,9 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("Hãy gọi cho tôi", "Đừng gọi cho tôi"),
     ],
     "antonyms": [
+        ("How do I sublet, that is rent out, a room?", "How do I sublet, that is rent, a room?"),
+        ("How do I scale up a service?", "How do I scale down a service?"),
+        ("What did it earn this year?", "What did it earn last year?"),
         ("until it ends", "once it ends"),
         ("turn on dark mode", "turn off dark mode"),
         ("turn the heating on", "turn the heating off"),
@@ -118,6 +132,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("What is recursion?", "When is recursion used?"),
     ],
     "modality": [
+        ("My visa might be refused. Who pays?", "My visa is refused. Who pays?"),
         ("Can I skip this update?", "Must I skip this update?"),
         ("Can I skip this update?", "Should I skip this update?"),
         ("May I park here?", "Do I have to park here?"),
@@ -144,6 +159,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("xóa tất cả ảnh", "xóa một trong các ảnh"),
     ],
     "tense": [
+        ("The lease ends in two months.", "The lease ended two months ago."),
         ("Was he the head of it?", "Is he the head of it?"),
         ("Has it been delivered?", "Will it be delivered?"),
         ("Who used to own it?", "Who owns it?"),
@@ -175,6 +191,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("does array.sort mutate", "does array.toSorted mutate"),
     ],
     "code": [
+        ("What does NULL mean here?", "What does NOT NULL mean here?"),
         ("What is 5!", "What is 5?"),
         ("what is rm -r", "what is rm -rf"),
         ("what is `a == b`", "what is `a != b`"),
@@ -187,6 +204,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("the <ul> tag", "the <ol> tag"),
     ],
     "form": [
+        ("Sort a list in Rust", "Sort a list in Rust, code only"),
         ("Explain recursion", "Explain recursion in one sentence"),
         ("Explain recursion", "Explain recursion to a child"),
         ("Explain recursion briefly", "Explain recursion in detail"),
@@ -197,6 +215,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("Giải thích đệ quy", "Giải thích đệ quy ngắn gọn"),
     ],
     "direction": [
+        ("How do I go from Java 17 to Java 21?", "How do I go from Java 21 to Java 17?"),
         ("pay from my account", "pay to my account"),
         ("redirect http to https", "redirect https to http"),
         ("flight from Paris to Rome", "flight from Rome to Paris"),
@@ -220,6 +239,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("How do I follow a friend?", "How does a friend follow me?"),
     ],
     "order": [
+        ("What must a landlord give a tenant?", "What must a tenant give a landlord?"),
         ("my wife's allowance if I die", "my allowance if my wife dies"),
         ("How can parents help teachers?", "How can teachers help parents?"),
         ("Are all squares rectangles?", "Are all rectangles squares?"),
@@ -242,6 +262,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("đổi mật khẩu ví", "quên mật khẩu ví"),
     ],
     "narrowing": [
+        ("the flag of the Republic of Korea", "the flag of the Democratic Republic of Korea"),
         ("Are mushrooms healthy?", "Are raw mushrooms healthy?"),
         ("cancel my subscription", "cancel my annual subscription"),
         ("reset my router", "reset my router remotely"),
@@ -264,6 +285,34 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
 
 # Pairs that may share an answer: no guard may object.
 SHARE: list[tuple[str, str]] = [
+    ("Keep it for two weeks.", "Keep it for 14 days."),
+    ("Bake it for an hour and a half.", "Bake it for 90 minutes."),
+    ("Add half a kilo of rice.", "Add 500 g of rice."),
+    ("Is a quarter of an acre enough?", "Is 0.25 acres enough?"),
+    ("a house for $1.5 million", "a house for 1,500,000 dollars"),
+    ("two hundred and forty steps", "240 steps"),
+    ("Call me at 8 in the morning.", "Call me at 8 am."),
+    ("Is it open at noon?", "Is it open at 12 pm?"),
+    ("a loan of $10k", "a loan of $10,000"),
+    ("the half-life of carbon-14", "the half life of carbon 14"),
+    ("causes of World War II", "causes of World War 2"),
+    ("Isn't it unsafe to swim there?", "Is it unsafe to swim there?"),
+    ("I'm not able to open the file.", "I'm unable to open the file."),
+    ("What if I don't have a key?", "What if I lack a key?"),
+    ("A wasp stung me on the arm.", "I was stung on the arm by a wasp."),
+    ("Compare tea and coffee for breakfast", "Compare coffee and tea for breakfast"),
+    ("Is tea or coffee healthier?", "Which is healthier, coffee or tea?"),
+    ("Hi! How do I mute it? Thanks in advance", "How do I mute it?"),
+    ("I was wondering, how do I mute it?", "How do I mute it?"),
+    ("more than five guests", "over five guests"),
+    ("Is mould toxic to dogs?", "Is mould poisonous for dogs?"),
+    ("the best way to peel garlic", "the easiest way to peel garlic"),
+    (
+        "A baker sells 40 rolls at 2 euros and 15 cakes at 9 euros on Monday, and half as much on"
+        " Tuesday. How much money does the baker take on both days together?",
+        "On Monday 40 rolls cost 2 euros each in a bakery, 15 cakes 9 euros each, and all are sold."
+        " If Tuesday brings half of Monday's sales, what is taken in total?",
+    ),
     ("What is the capital of France?", "What's France's capital city?"),
     ("Who invented the phone?", "By whom was the phone invented?"),
     ("Which firm makes it?", "It is made by which firm?"),
@@ -386,6 +435,13 @@ def test_the_order_of_the_two_texts_never_matters(one: str, other: str) -> None:
     """What is stored first must not decide what is served."""
     a, b = facts(one), facts(other)
     assert veto(a, b) == veto(b, a)
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_texts_of_little_words_alone_are_judged(guard: str) -> None:
+    """I11: no guard counts on a word that carries the question."""
+    little = [facts(text) for text in ("please's thanks", "two's three", "Why?", "?")]
+    assert {GUARDS[guard](a, b) for a in little for b in little} <= {True, False}
 
 
 @pytest.mark.parametrize(
