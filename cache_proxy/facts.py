@@ -7,13 +7,11 @@ and made of strings and numbers only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import pairwise
 
-from cache_proxy import lexicon, wording
+from cache_proxy import lexicon, marks, quantities, wording
 
 __all__ = ["Facts", "facts"]
 
@@ -60,78 +58,7 @@ class Facts:
 
 _INDENTED = re.compile(r"\n([ \t]+\S.*)")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_SPAN = re.compile(r"`([^`\n]+)`")
-# Here and below a pattern that begins with plain signs is found without trying every place.
-_QUOTED = re.compile(r"\"([^\"\n]{2,})\"|'(?<!\w')([^'\n]{2,})'(?!\w)")
-# Bounded and possessive where they repeat: a hostile prompt must not cost more than its length.
-_LINK = re.compile(
-    r"(?:https?://|www\.)[^\s<>\"')]+[^\s<>\"').,;:?!]"
-    r"|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
-)
-_IDENTIFIER = re.compile(
-    r"\b(?:\w+_\w+|[a-z]+[A-Z]\w*|\w+(?:\.\w+){0,8}(?=\(\))"
-    r"|(?=\w*[a-zA-Z])\w++(?:\.(?=\w*[a-zA-Z])\w++)+)\b"
-)
-_CODE = re.compile(
-    r"(?<![\w-])--?[A-Za-z][\w-]*"  # flags
-    r"|</?\w+>|\\\w|\$(?!\d)\w*[A-Za-z]\w*"  # tags, escapes, variables
-    r"|(?<![cC])(?:[=!<>]=+|[<>]{2,}|&&|\|\||[-=]>|:=|\+\+|[-+*/%]=|\*\*|//(?!\S*\.))"
-    r"|[=<>^|×÷√](?=\s*[\w(])|(?<=[\w)])\s*[+*](?=\s*[\w(])|(?<=[\d)])\s+[-/](?=\s+[\d(])"
-    r"|(?<=\d)!(?=\s*[?=*/+)-])|(?:is|of|calculate|compute|evaluate) \d+!(?![=!])"  # 5!
-)
-# Cheap looks first: most prompts are prose.
-_MAYBE_IDENTIFIER = re.compile(
-    r"[_(.A-Z](?:(?<=_)|(?<=\()(?=\))|(?<=\w\.)(?=\w*[a-zA-Z])|(?<=[a-z][A-Z]))"
-)
-_SIGN = re.compile(r"[-=<>^|×÷√\\$&*+/!]")
-_MAYBE_CODE = re.compile(r"[=<>^|×÷√\\&*+]|\$\w*[A-Za-z]|(?<!\w)-|/[/\s]|\d!")
-# Function words in lower case, names in capitals: "Go", "May", "vitamin A".
-_TELLING_CASE = re.compile(
-    r"US(?<=\bUS)\b|Go(?<=[a-z,] Go)(?=[\s?.,]|$)|BC(?<=\d BC)\b"
-    r"|May(?<=[a-z,\d] May)\b|may(?<=\bin may)\b|May(?<=\bMay)(?= \d)"
-    r"|A(?<=[a-z] A)(?=[?.,;:]|$| [a-z])"
-)
-# "Henry VIII", "World War II"; a lone I, V or X is one only behind what is counted so.
-_ROMAN = re.compile(
-    r"(?<=[a-z] )(?:X{1,3}(?:IX|IV|V?I{1,3}|V)|IX|IV|VI{1,3}|I{2,3})\b"
-    r"|(?<=\bWar )I\b|(?<=\b[Tt]ype )[IV]\b|(?<=\b[Pp]hase )[IV]\b|(?<=\b[Pp]art )[IVX]\b"
-    r"|(?<=\bElizabeth )I\b|(?<=\bCharles )[IVX]\b|(?<=\bJames )[IV]\b|(?<=\bGeorge )[IV]\b"
-    r"|(?<=\bNapoleon )I\b|(?<=\bWilliam )[IV]\b"
-)
-_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
-_MAYBE_TELLING = ("US", "Go", "BC", "May", "in may", " A")
-_MAYBE_ROMAN = (
-    "II", "IV", "IX", "VI", "XI", "XV", "XX", "War I", "ype I", "ype V", "hase I", "hase V",
-    "art I", "art V", "art X", "abeth I", "les I", "les V", "les X", "mes I", "mes V", "rge I",
-    "rge V", "eon I", "iam I", "iam V",
-)  # fmt: skip
-_MAYBE_KEYWORD = ("ALL", "ANY", "NOT")
-# "UNION ALL", "NOT NULL": function words that only capitals make part of a language.
-_KEYWORD = re.compile(r"\b[A-Z]{2,} (?:ALL|ANY|NOT)\b|\b(?:ALL|ANY|NOT) [A-Z]{2,}\b")
-_IN_CAPITALS = {
-    "US": "U.S",
-    "Go": "golang",
-    "BC": "bce",
-    "May": "maymonth",
-    "may": "maymonth",
-    "A": "lettera",
-}
 _OWNER = re.compile(r"\b(\w+)'s (\w+)")
-_BEGINNING = re.compile(r"[^\w\n]{0,8}(?=\w)")
-_SENTENCE = re.compile(r"[.?!:;\n](?:(?<!\n)\s{1,8}|(?<=\n)\s{0,40})[^\w\n]{0,8}(?=\w)")
-_NOT_A_NAME = frozenset(["e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.s.a", "etc", "ph.d"])
-_NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
-_RANGE = re.compile(r"\d{1,3}-\d{1,3}")
-_GROUPED = re.compile(r"\d{1,3}(?:[,']\d{3})+(?:\.\d+)?")
-_GROUPED_BY_POINTS = re.compile(r"\d{1,3}(?:\.\d{3}){2,}")
-_VIETNAMESE_GROUPED = re.compile(r"\d{1,3}(?:\.\d{3})+")
-_DECIMAL_COMMA = re.compile(r"\d+,\d+")
-_NO_CENTS = re.compile(r"\.0+$")
-_MAYBE_NUMBER = re.compile("[0-9\u0080-\U0010ffff]")
-_ORDINAL = frozenset(["st", "nd", "rd", "th"])
-_NEXT_WORD_UNITS = frozenset("fcmgl")
-_JOINERS = frozenset(["and", "or", "vs", "versus", "và", "hay", "hoặc"])
-_ENDS = frozenset(["from", "to"])
 _WAYS = frozenset(
     ["way", "ways", "method", "methods", "approach", "practice", "practices", "thing"]
 )
@@ -154,37 +81,7 @@ _YES_OR_NO = lexicon.MODALITY.keys() | _DO
 _WHICH = frozenset(["what", "which", "when", "where", "who"])
 _WHICH_ONE = (("who",), ("whom",), ("which",), ("what",))
 _BY_WHOM = frozenset([("by", "whom"), ("by", "who"), ("by", "which"), ("by", "what")])
-_HALVES = ("am", "pm")
-_HALF_OF_DAY: Mapping[tuple[str, ...], str] = {
-    ("in", "the", "morning"): "am",
-    ("in", "the", "afternoon"): "pm",
-    ("in", "the", "evening"): "pm",
-}
-_MONTHS = frozenset(map(lexicon.label, [
-    "january", "february", "march", "april", "maymonth", "june", "july", "august", "september",
-    "october", "november", "december",
-]))  # fmt: skip
-_ARTICLES = ("a", "an")
-_AND_A_HALF = ("and", "a", "half")
-_MAY_COUNT = lexicon.NUMBERS.keys() | _ARTICLES
-_PLAIN_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,6}|/[1-9]\d{0,5})?")
-_SMALLER: Mapping[str, Mapping[str, str]] = {
-    "s": {"ms": "1/1000", "min": "60", "h": "3600", "day": "86400", "week": "604800"},
-    "month": {"year": "12", "decade": "120", "century": "1200"},
-    "mg": {"mcg": "1/1000", "g": "1000", "kg": "1000000"},
-    "m": {"mm": "1/1000", "cm": "1/100", "km": "1000"},
-    "ml": {"l": "1000"},
-    "inch": {"foot": "12", "yard": "36"},
-    "w": {"kw": "1000"},
-}
-# Factor and smallest unit; what law and habit keep apart (a month and 30 days) stays apart.
-_BASES: Mapping[str, tuple[Fraction, str]] = {
-    unit: (Fraction(factor), base)
-    for base, units in _SMALLER.items()
-    for unit, factor in units.items()
-}
 _ACTS = frozenset(["help", "teach", "ask", "need", "want", "give", "show", "tell", "know"])
-_NOON = 12
 _BEFORE_A_KIND = frozenset([
     "the", "this", "that", "which", "each", "every", "any", "no", "another", "as", "than", "or",
     "can", "could", "should", "would", "will", "must", "do", "does", "did", "if", "when", "how",
@@ -199,7 +96,6 @@ _KEEP = frozenset(["keep", "keeps", "kept", "keeping"])
 _LONGEST_KEEP = 7
 # A clause hung on with one of these reaches over its own verb: "when it is bought used".
 _SUBORDINATE = frozenset(["when", "if", "while", "unless", "until", "because", "after", "before"])
-_NO_CONTENT = lexicon.UNTOLD | lexicon.MARKERS | _JOINERS
 # What turns or measures a question is compared by guards of its own.
 _TURNING = frozenset(
     lexicon.label(word)
@@ -229,18 +125,15 @@ def facts(text: str) -> Facts:
         # Code needs no fence to be code: encoders do not see how far a line is indented.
         fences += tuple(_INDENTED.findall(prose.strip()))
     folded = wording.fold(clean)
-    shouted = prose.isupper()
-    telling = not shouted and any(sign in prose for sign in _MAYBE_TELLING)
-    spelt = _ROMAN.sub(_in_digits, prose) if any(x in prose for x in _MAYBE_ROMAN) else prose
-    told = wording.unframed(
-        wording.tokens(_TELLING_CASE.sub(_told_apart, spelt) if telling else spelt)
-    )
+    spelt, clear = marks.in_words(prose)
+    told = wording.unframed(wording.tokens(clear))
     joined = wording.join(told)
     words = frozenset(joined)
     language = wording.language_of(clean, told)
-    numbers, rest, counted = _numbers(joined, vietnamese=language == "vi")
+    vietnamese = language == "vi"
+    numbers, rest, counted = quantities.numbers(joined, vietnamese=vietnamese)
     content, roles, hangs, coordinated = _structure(rest)
-    names, acronyms = _capitals(spelt)
+    names, acronyms = marks.capitals(spelt)
     turned = _negations(joined)
     known = {_KNOWN[word] for word in rest if word in _KNOWN}
     return Facts(
@@ -260,8 +153,8 @@ def facts(text: str) -> Facts:
         names=names,
         known=frozenset(known),
         acronyms=acronyms,
-        literals=frozenset(_literals(prose)),
-        code=tuple(sorted(_code(prose) if shouted else chain(_code(prose), _keywords(prose)))),
+        literals=frozenset(marks.literals(prose)),
+        code=tuple(sorted(marks.code(prose))),
         fences=fences,
         form=_labels(told, lexicon.FORM, lexicon.FORM_PHRASES),
         question=_question(told, content),
@@ -278,21 +171,12 @@ def facts(text: str) -> Facts:
         beside=frozenset(
             (lexicon.label(one), lexicon.label(other))
             for one, other in pairwise(rest)
-            if one not in _NO_CONTENT and other not in _NO_CONTENT
+            if one not in lexicon.NO_CONTENT and other not in lexicon.NO_CONTENT
         ),
-        between=_between(joined, vietnamese=language == "vi") if len(numbers) > 1 else (),
+        between=quantities.between(joined, vietnamese=vietnamese) if len(numbers) > 1 else (),
         superlatives=_superlatives(told),
         moment=_moment(told),
     )
-
-
-def _told_apart(found: re.Match[str]) -> str:
-    return _IN_CAPITALS[found.group()]
-
-
-def _in_digits(found: re.Match[str]) -> str:
-    values = [_ROMAN_DIGITS[letter] for letter in found.group()]
-    return str(sum(-x if x < y else x for x, y in zip(values, (*values[1:], 0), strict=True)))
 
 
 def _labels(
@@ -311,7 +195,7 @@ def _quantity(words: Sequence[str]) -> frozenset[str]:
     ):
         labels |= {"more than"}
     if "one" in words and any(
-        word == "one" and before not in _BEFORE_A_KIND and after not in _NO_CONTENT
+        word == "one" and before not in _BEFORE_A_KIND and after not in lexicon.NO_CONTENT
         for before, word, after in zip(("", *words), words, words[1:], strict=False)
     ):
         return labels | {"one"}
@@ -385,18 +269,6 @@ def _superlatives(words: Sequence[str]) -> frozenset[str]:
     )
 
 
-def _between(words: Sequence[str], *, vietnamese: bool) -> tuple[tuple[str, str], ...]:
-    found = []
-    role = ""
-    for at, word in enumerate(words):
-        if word in lexicon.MARKERS:
-            role = word
-        value = _value(words, at, vietnamese=vietnamese)[0] if role in _ENDS else ""
-        if value:
-            found.append((value, role))
-    return tuple(sorted(found))
-
-
 def _asks(words: Sequence[str]) -> str:
     """ "Who shot Burr?", "By whom was Burr shot?": the doer; "Who did Burr shoot?": the other."""
     passive = not _WERE.isdisjoint(words) and "by" in words
@@ -445,7 +317,9 @@ def _negations(words: Sequence[str]) -> list[int]:
 
 def _next_told(words: Sequence[str], at: int) -> str:
     """The content word that follows, "" where none does."""
-    following = (word for word in words[at + 1 : at + _LONGEST_KEEP] if word not in _NO_CONTENT)
+    following = (
+        word for word in words[at + 1 : at + _LONGEST_KEEP] if word not in lexicon.NO_CONTENT
+    )
     return lexicon.label(next(following, ""))
 
 
@@ -465,199 +339,6 @@ def _courtesy(words: Sequence[str], at: int) -> bool:
     return words[at] == "not" and at > 1 and not following and words[at - 1] in ("why", "if")
 
 
-def _numbers(
-    words: list[str], *, vietnamese: bool
-) -> tuple[list[tuple[str, str]], list[str], tuple[tuple[str, str], ...]]:
-    """The numbers with their units, the words that are no part of one, and what each counts."""
-    found: list[tuple[str, str]] = []
-    counted: list[tuple[str, str]] = []
-    spelt = vietnamese or not lexicon.NUMBERS.keys().isdisjoint(words)
-    if not spelt and not _MAYBE_NUMBER.search(" ".join(words)):
-        return found, words, ()
-    rest: list[str] = []
-    counting = _MAY_COUNT if "half" in words else lexicon.NUMBERS.keys()
-    at = 0
-    while at < len(words):
-        word = words[at]
-        if word.isalpha() and word not in counting and not vietnamese:
-            rest.append(word)
-            at += 1
-            continue
-        if word in lexicon.NAMES or words[at : at + 2] == ["first", "time"]:
-            rest.append(word)  # "2fa"; "for the first time" counts nothing
-            at += 1
-            continue
-        value, unit, used = _number(words, at, vietnamese=vietnamese)
-        at += used or 1
-        if used and value.endswith("th") and _dates(words, at - used, at):
-            value = value[:-2]  # "December 25th"
-        if used:
-            found.append((value, unit))
-            counted.append((value, _thing(words[at]) if at < len(words) else ""))
-        else:
-            rest.append(word)
-    return found, rest, tuple(counted)
-
-
-def _dates(words: Sequence[str], at: int, after: int) -> bool:
-    """Whether the ordinal there is a day of a month."""
-    beyond = after + (words[after : after + 1] == ["of"])
-    around = (*words[max(0, at - 1) : at], *words[beyond : beyond + 1])
-    return any(lexicon.label(word) in _MONTHS for word in around)
-
-
-def _thing(word: str) -> str:
-    return "" if word in _NO_CONTENT or word in lexicon.NAMES else lexicon.label(word)
-
-
-def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str, int]:
-    """Value, unit and how many words they took; 0 words when none begins here."""
-    value, unit, used = _measure(words, at, vietnamese=vietnamese)
-    return *_based(value, unit), used
-
-
-def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str, int]:
-    if words[at] in _ARTICLES:  # "an hour and a half"
-        unit = _unit_word(words[at + 1]) if at + 1 < len(words) else ""
-        whole = unit and tuple(words[at + 2 : at + 5]) == _AND_A_HALF
-        return ("3/2", unit, 5) if whole else ("", "", 0)
-    value, unit = _value(words, at, vietnamese=vietnamese)
-    if not value:
-        return "", "", 0
-    used = 1
-    while value.replace(".", "", 1).isdecimal() and at + used < len(words):
-        # "two hundred and forty"
-        joined = words[at + used] == "and" and value.endswith("00") and at + used + 1 < len(words)
-        scaled = _scaled(value, words[at + used + joined], spelt_out=words[at].isalpha())
-        if scaled is None:
-            break
-        value, used = scaled, used + 1 + joined
-    if value.isdecimal() and tuple(words[at + used : at + used + 3]) == _AND_A_HALF:
-        value, used = f"{2 * int(value) + 1}/2", used + 3
-    if "/" in value and not unit:
-        # "half a cup", "a quarter of an acre", "half a dozen"
-        beyond = at + used
-        beyond += words[beyond : beyond + 1] in (["of"], ("of",))
-        beyond += "".join(words[beyond : beyond + 1]) in _ARTICLES
-        following = "".join(words[beyond : beyond + 1])
-        if beyond > at + used and _unit_word(following):
-            used = beyond - at
-        elif beyond > at + used and lexicon.NUMBERS.get(following, "").startswith("x"):
-            value = str(Fraction(value) * int(lexicon.NUMBERS[following][1:]))
-            used = beyond + 1 - at
-    if tuple(words[at + used : at + used + 3]) in _HALF_OF_DAY and not unit:
-        half = _HALF_OF_DAY[tuple(words[at + used : at + used + 3])]
-        if _clock(value, half):
-            return _clock(value, half), "", used + 3
-    if not unit and at + used < len(words):
-        unit = _unit_word(words[at + used])
-        used += bool(unit)
-        # "375 degrees Fahrenheit" and "375 F" say the same.
-        if unit == "degree" and at + used < len(words) and _unit_word(words[at + used]):
-            unit = _unit_word(words[at + used])
-            used += 1
-    if unit == "%" and words[at + used : at + used + 1] == ["off"]:
-        return value, "% off", used + 1
-    if unit in _HALVES and _clock(value, unit):
-        return _clock(value, unit), "", used
-    return value, unit, used
-
-
-def _based(value: str, unit: str) -> tuple[str, str]:
-    """In the smallest unit of its kind: 2 weeks are 14 days, half a kilo is 500 g."""
-    if not unit or not _PLAIN_NUMBER.fullmatch(value):
-        return value, unit
-    factor, base = _BASES.get(unit, (Fraction(1), unit))
-    return str(Fraction(value) * factor), base
-
-
-def _value(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str]:
-    word = words[at]
-    if not word.isalpha() and any(letter.isdigit() for letter in word):
-        return _digits(word, vietnamese=vietnamese)
-    spelt = lexicon.NUMBERS.get(word) or (
-        lexicon.VIETNAMESE_NUMBERS.get(word) if vietnamese else None
-    )
-    # "Which one is better" counts nothing; "one week" does.
-    if not spelt or (word == "one" and not _counts(words, at + 1)):
-        return "", ""
-    return spelt.removeprefix("x"), ""
-
-
-def _counts(words: Sequence[str], at: int) -> bool:
-    """Whether the "one" before it counts: "one week", "one and a half"."""
-    if at < len(words) and _unit_word(words[at]):
-        return True
-    if tuple(words[at : at + 3]) == _AND_A_HALF:
-        return True
-    # "between one and a hundred"
-    end = "".join([*words[at + 1 : at + 3], ""][words[at + 1 : at + 2] == ["a"] :][:1])
-    return words[at : at + 1] in (["and"], ["to"]) and (end.isdigit() or end in lexicon.NUMBERS)
-
-
-def _digits(word: str, *, vietnamese: bool) -> tuple[str, str]:
-    whole = _NUMERIC.fullmatch(word)
-    if whole is None:
-        plain = word.lstrip("-")
-        if _RANGE.fullmatch(plain):
-            return plain, ""
-        plain = plain.replace("-", "")
-        return (plain[1:], "") if re.fullmatch(r"v\d[\d.]*", plain) else (plain, "")
-    sign, mark, digits, suffix = whole.groups()
-    value = sign + _ungrouped(digits, vietnamese=vietnamese)
-    if suffix in _ORDINAL:
-        return value + "th", ""
-    if suffix == "k":
-        return _times(value, "1000"), mark
-    return value, lexicon.UNITS.get(suffix, suffix) or lexicon.UNITS.get(mark, mark)
-
-
-def _clock(value: str, half: str) -> str:
-    """ "8" and "pm" is 20:00; "" when that is no hour."""
-    hour, _, minute = value.partition(":")
-    if not hour.isdecimal() or not 0 < int(hour) <= _NOON:
-        return ""
-    return f"{int(hour) % _NOON + (_NOON if half == 'pm' else 0)}:{minute or '00'}"
-
-
-def _ungrouped(digits: str, *, vietnamese: bool) -> str:
-    if digits.isdecimal():
-        return digits
-    points = _VIETNAMESE_GROUPED if vietnamese else _GROUPED_BY_POINTS
-    if _GROUPED.fullmatch(digits):
-        digits = digits.replace(",", "").replace("'", "")
-    elif points.fullmatch(digits):
-        digits = digits.replace(".", "")
-    elif _DECIMAL_COMMA.fullmatch(digits):
-        digits = digits.replace(",", ".")
-    return _NO_CENTS.sub("", digits) if digits.count(".") == 1 and digits.endswith("00") else digits
-
-
-def _scaled(value: str, word: str, *, spelt_out: bool) -> str | None:
-    """ "two" + "hundred" is 200, "twenty" + "five" is 25; None when the word is no part of it."""
-    spelt = lexicon.NUMBERS.get(word, "")
-    if spelt.startswith("x"):
-        return _times(value, spelt[1:])
-    fits = spelt.isdigit() and spelt_out and len(spelt) < len(value)
-    if fits and value.isdecimal() and int(value) % 10 ** len(spelt) == 0:
-        return str(int(value) + int(spelt))
-    return None
-
-
-def _times(value: str, scale: str) -> str:
-    try:
-        return format((Decimal(value) * Decimal(scale)).normalize(), "f")
-    except ArithmeticError:
-        return f"{value}x{scale}"
-
-
-def _unit_word(word: str) -> str:
-    """The unit a word after a number stands for, or ""."""
-    if len(word) == 1 and word not in _NEXT_WORD_UNITS and word.isascii():
-        return ""
-    return lexicon.UNITS.get(word, "")
-
-
 def _structure(
     words: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], frozenset[tuple[str, str]]]:
@@ -669,15 +350,15 @@ def _structure(
     role = last = before = ""
     joined = False
     for at, (word, following) in enumerate(zip(words, (*words[1:], ""), strict=False)):
-        if word in _NO_CONTENT:
+        if word in lexicon.NO_CONTENT:
             if word in lexicon.MARKERS and not (word == "to" and _opens_verb(before, following)):
                 role, since = word, at
             elif word in lexicon.CLAUSE and not (role in _SUBORDINATE and content):
                 role, since = "", at
-            joined = joined or word in _JOINERS
+            joined = joined or word in lexicon.JOINERS
             # "parents help teachers", "dogs need vitamins"
-            acts = word in _ACTS and before and before not in _NO_CONTENT
-            if not acts or following in _NO_CONTENT:
+            acts = word in _ACTS and before and before not in lexicon.NO_CONTENT
+            if not acts or following in lexicon.NO_CONTENT:
                 before = word
                 continue
         label = lexicon.label(word)
@@ -693,86 +374,3 @@ def _structure(
 
 def _opens_verb(before: str, following: str) -> bool:
     return before in lexicon.BEFORE_VERB or following in lexicon.VERBS
-
-
-def _capitals(prose: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Names told by their capitals, and acronyms; none where capitals are mere style."""
-    capital = _capitalised(prose)
-    if len(capital) > 3 and _mostly(capital, prose):
-        return frozenset(), frozenset()
-    starts = {match.end() for match in _SENTENCE.finditer(prose)}
-    if beginning := _BEGINNING.match(prose):
-        starts.add(beginning.end())
-    names: set[str] = set()
-    acronyms: set[str] = set()
-    for at, word in capital:
-        if word.isupper() and len(word) > 1:
-            acronyms.add(word.lower())
-        # The F of "72 F" is a unit.
-        elif (
-            at in starts
-            or (len(word) == 1 and prose[at - 2 : at - 1].isdigit())
-            or word == "I"
-            or word.startswith("I'")
-        ):
-            continue
-        names.update(map(lexicon.label, _plain(word)))
-    return frozenset(names), frozenset(acronyms)
-
-
-def _capitalised(prose: str) -> list[tuple[int, str]]:
-    """Where the words that begin with a capital stand; most chunks of text hold none."""
-    found: list[tuple[int, str]] = []
-    at = 0
-    for chunk in prose.split():
-        if chunk.islower():
-            continue
-        at = prose.index(chunk, at)
-        if chunk.isalpha():
-            if chunk[0].isupper():
-                found.append((at, chunk))
-        else:
-            told = wording.TOKEN.finditer(chunk)
-            found += [(at + word.start(), word[0]) for word in told if word[0][0].isupper()]
-        at += len(chunk)
-    return found
-
-
-def _mostly(capital: Sequence[tuple[int, str]], prose: str) -> bool:
-    """Whether more than half of the words are these; the plain ones are counted first."""
-    most = 2 * len(capital)
-    return most > sum(map(str.isalpha, prose.split())) and most > len(wording.TOKEN.findall(prose))
-
-
-def _plain(word: str) -> list[str]:
-    return [part for part in wording.expand(word.lower()) if part not in lexicon.UNTOLD]
-
-
-def _literals(prose: str) -> Iterator[str]:
-    if '"' in prose or "'" in prose:
-        for quoted in _QUOTED.finditer(prose):
-            yield wording.fold(quoted.group(1) or quoted.group(2)).strip(" .,?!")
-    if "@" in prose or "://" in prose or "www." in prose:
-        for link in _LINK.finditer(prose):
-            yield link.group().lower()
-    if not _MAYBE_IDENTIFIER.search(prose):
-        return
-    for found in _IDENTIFIER.finditer(prose):
-        word = found.group().lower()
-        if word not in lexicon.NAMES and word not in _NOT_A_NAME:
-            yield word
-
-
-def _keywords(prose: str) -> list[str]:
-    return _KEYWORD.findall(prose) if any(word in prose for word in _MAYBE_KEYWORD) else []
-
-
-def _code(prose: str) -> Iterator[str]:
-    if "`" in prose:
-        for span in _SPAN.finditer(prose):
-            yield " ".join(span.group(1).split())
-        prose = _SPAN.sub(" ", prose)
-    if not _SIGN.search(prose) or not _MAYBE_CODE.search(prose):
-        return
-    for found in _CODE.finditer(prose):
-        yield found.group().strip()

@@ -22,7 +22,7 @@ __all__ = ["LONGEST", "gist", "unpack"]
 
 LONGEST = 1_000  # characters; longer prompts are hardly ever within an encoder's window
 
-_RULES = ("facts.py", "lexicon.py", "wording.py")
+_RULES = ("facts.py", "lexicon.py", "marks.py", "quantities.py", "wording.py")
 
 
 def _version() -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "FORM",
     "FORM_PHRASES",
     "FRAMES",
+    "JOINERS",
     "KIN",
     "LOOKALIKES",
     "LOOSE_UNITS",
@@ -33,6 +34,7 @@ __all__ = [
     "NAMES",
     "NEGATORS",
     "NOT_NOW",
+    "NO_CONTENT",
     "NUMBERS",
     "OPENINGS",
     "OTHER_STOP",
@@ -265,6 +267,9 @@ STOP = ENGLISH_STOP | VIETNAMESE_STOP
 PLAIN = _set("en.plain", "vi.plain")
 UNTOLD = STOP | PLAIN
 MARKERS = _set("en.markers", "vi.markers")
+JOINERS = frozenset(["and", "or", "vs", "versus", "và", "hay", "hoặc"])
+# What carries no question.
+NO_CONTENT = UNTOLD | MARKERS | JOINERS
 BEFORE_VERB = _set("en.before_verb")
 VERBS = _set("en.verbs")
 BEFORE_ME = _set("en.objects")
