@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import canonical
+from .arrival import Gone, Message, Overdue, Receive, Upload, Watcher
 from .clients import ClientTokens
 from .errors import BadRequest, NoRoute, UpstreamUnavailable
 from .model import Outcome
@@ -26,6 +27,7 @@ from .protocols.faults import fault
 from .reading import Exchange
 from .reply import Reply, failure, passed_headers
 from .upstream.catalogue import Catalogue
+from .upstream.client import Response
 from .upstream.providers import Provider, Route, Router
 from .upstream.relay import Relay
 from .upstream.routes import Headers, forward, operation, protocol
@@ -34,17 +36,11 @@ from .upstream.tasks import asks
 __all__ = ["App"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 # Neither of the HTTP parsers bounds all of these.
 _HEAD_BYTES = 65_536
 _HEAD_FIELDS = 200
-
-
-class _Gone(Exception):
-    """The client hung up before its request was whole."""
 
 
 class App:
@@ -72,6 +68,7 @@ class App:
         self._max_body_bytes = max_body_bytes
         self._too_large = 413, f"The request body is larger than {max_body_bytes} bytes."
         self._body_seconds = body_seconds
+        self._silent = f"The client sent nothing for {body_seconds:g} seconds."
         self._read_seconds = read_seconds
         self._now = now
 
@@ -81,18 +78,18 @@ class App:
             await send({"type": "websocket.close", "code": 1003})
         if scope["type"] != "http":
             return
-        watcher = _Watcher(receive)
+        watcher = Watcher(receive)
         try:
             await self._answer(scope, receive, send, watcher)
         except asyncio.CancelledError:
             if not watcher.left:
                 raise
-        except _Gone:
+        except Gone:
             pass
         finally:
             watcher.stop()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, watcher: Watcher) -> None:
         started = self._now()
         headers: Headers = scope["headers"]
         if problem := _bad_head(headers):
@@ -123,12 +120,12 @@ class App:
         size = 0
         # A bare timer, around the first byte too: a client may name a length and send nothing.
         # `asyncio.timeout` would be one tenth of what the rest of an exact hit costs here.
-        overdue = _Overdue(self._body_seconds)
+        overdue = Overdue(self._body_seconds)
         try:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise _Gone
+                    raise Gone
                 parts.append(message["body"])
                 size += len(message["body"])
                 if size > self._max_body_bytes:
@@ -143,7 +140,7 @@ class App:
             overdue.timer.cancel()
 
     async def _other(
-        self, scope: Scope, receive: Receive, send: Send, watcher: _Watcher, started: float
+        self, scope: Scope, receive: Receive, send: Send, watcher: Watcher, started: float
     ) -> None:
         """Any other path; its body is read only where the model in it says who it goes to."""
         headers: Headers = scope["headers"]
@@ -164,7 +161,7 @@ class App:
                 watcher.start()
             else:
                 route, _ = self._router.route(path, headers, None)
-                body = await _streamed(headers, receive, watcher)
+                body = await self._streamed(headers, receive, watcher)
         except BadRequest as exc:
             told = self._refused(scope, exc.status, str(exc), started, code=exc.code)
             await _send(send, told)
@@ -174,6 +171,26 @@ class App:
             await _send(send, await self._models(scope, listed, route, started))
         else:
             await self._pass_through(scope, send, route, body, started)
+
+    async def _streamed(self, headers: Headers, receive: Receive, watcher: Watcher) -> _Body:
+        """The request's body as it arrives; no content when it has none."""
+        overdue = Overdue(self._body_seconds)
+        try:
+            first = await receive()
+        except asyncio.CancelledError:
+            if not overdue.struck:
+                raise
+            raise BadRequest(self._silent, 408) from None
+        finally:
+            overdue.timer.cancel()
+        if first["type"] == "http.disconnect":
+            raise Gone
+        length = _length(headers) if _kept(headers, b"content-length") else None
+        if not first.get("more_body") and not first["body"]:
+            watcher.start()
+            return _Body(None, length)
+        upload = Upload(receive, watcher, self._body_seconds, self._read_seconds)
+        return _Body(upload.pieces(first), length, upload)
 
     async def _models(
         self, scope: Scope, listed: Sequence[Provider], route: Route, started: float
@@ -210,14 +227,12 @@ class App:
         try:
             try:
                 outcome.attempts = 1
-                response = await self._relay.pass_on(
-                    scope["method"],
-                    route,
-                    scope["query_string"],
-                    forwarded,
-                    body.content,
-                    read_seconds=self._read_seconds,
-                )
+                response = await self._sent(scope, route, forwarded, body)
+            except BadRequest as exc:
+                outcome.kind, outcome.reason, outcome.status = "error", "bad_request", exc.status
+                told = fault(route.protocol, str(exc), exc.status, exc.code)
+                await _send(send, _last(failure(outcome, told, retry=False)))
+                return
             except UpstreamUnavailable as exc:
                 reason = "shed" if exc.reason == "shed" else "upstream"
                 outcome.attempts = int(reason != "shed")
@@ -239,6 +254,28 @@ class App:
             outcome.ms = (self._now() - started) * 1_000
             self._record(outcome)
 
+    async def _sent(self, scope: Scope, route: Route, headers: Headers, body: _Body) -> Response:
+        """Upstream's answer; UpstreamUnavailable, or BadRequest when the client fell silent."""
+        try:
+            return await self._relay.pass_on(
+                scope["method"],
+                route,
+                scope["query_string"],
+                headers,
+                body.content,
+                read_seconds=self._read_seconds,
+            )
+        except asyncio.CancelledError:
+            if body.upload is None or not body.upload.silent:
+                raise
+            if body.upload.silent == "client":
+                raise BadRequest(self._silent, 408) from None
+            message = "Upstream took no more of the request."
+            raise UpstreamUnavailable(message, 504, reason="timeout") from None
+        finally:
+            if body.upload is not None:
+                body.upload.close()
+
     def _refused(
         self,
         scope: Scope,
@@ -253,9 +290,7 @@ class App:
         outcome.ms = (self._now() - started) * 1_000
         self._record(outcome)
         told = fault(protocol(scope["raw_path"], scope["headers"]), message, status, code)
-        reply = failure(outcome, told, retry=False)
-        reply.headers.append((b"connection", b"close"))  # unread bytes may still be coming
-        return reply
+        return _last(failure(outcome, told, retry=False))
 
 
 class _Body(NamedTuple):
@@ -263,50 +298,7 @@ class _Body(NamedTuple):
 
     content: bytes | AsyncIterator[bytes] | None
     length: int | None
-
-
-class _Overdue:
-    """Cancels the present task once, so many seconds from now."""
-
-    def __init__(self, seconds: float) -> None:
-        self.struck = False
-        self._task = asyncio.current_task()
-        self.timer = asyncio.get_running_loop().call_later(seconds, self._strike)
-
-    def _strike(self) -> None:
-        if self._task is not None:
-            self.struck = True
-            self._task.cancel()
-            self._task.uncancel()  # the cancellation is answered where the body is read
-
-
-class _Watcher:
-    """Notices that the client hangs up, and cancels the task that works for it.
-
-    One mechanism for all three windows (before the first byte, in mid-stream, not streamed): the
-    task is cancelled wherever it waits, and leaves its flight on the way out.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self.left = False
-        self._receive = receive
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, worker: asyncio.Task[Any] | None = None) -> None:
-        """Call once the request's body is read, from the task that works for it or with it."""
-        worker = worker or asyncio.current_task()
-        if self._task is None and worker is not None:
-            self._task = asyncio.get_running_loop().create_task(self._watch(worker))
-
-    async def _watch(self, worker: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.left = True
-        worker.cancel()
-
-    def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    upload: Upload | None = None
 
 
 async def _send(send: Send, reply: Reply, *, head_only: bool = False) -> None:
@@ -328,31 +320,10 @@ async def _send(send: Send, reply: Reply, *, head_only: bool = False) -> None:
         reply.finish()
 
 
-async def _streamed(headers: Headers, receive: Receive, watcher: _Watcher) -> _Body:
-    """The request's body as it arrives; no content when it has none."""
-    first = await receive()
-    if first["type"] == "http.disconnect":
-        raise _Gone
-    length = _length(headers) if _kept(headers, b"content-length") else None
-    if not first.get("more_body") and not first["body"]:
-        watcher.start()
-        return _Body(None, length)
-
-    worker = asyncio.current_task()  # what follows is read by the HTTP client's own task
-
-    async def chunks() -> AsyncIterator[bytes]:
-        message = first
-        while True:
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            if message["body"]:
-                yield message["body"]
-            if not message.get("more_body"):
-                watcher.start(worker)
-                return
-            message = await receive()
-
-    return _Body(chunks(), length)
+def _last(reply: Reply) -> Reply:
+    """The last one on its connection: unread bytes may still be coming."""
+    reply.headers.append((b"connection", b"close"))
+    return reply
 
 
 def _says_json(headers: Headers) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -81,6 +82,7 @@ class Auditor:
         self._dice = dice
         self._judge = judge
         self._latest: OrderedDict[bytes, Case] = OrderedDict()
+        self._asking: set[bytes] = set()  # digests of requests that are under audit
         self._tasks: set[asyncio.Task[Verdict]] = set()
         self._observing: set[asyncio.Task[Verdict]] = set()
         self._seats = asyncio.Semaphore(_AT_ONCE)
@@ -94,19 +96,32 @@ class Auditor:
         if len(self._latest) > _REMEMBERED:
             self._latest.popitem(last=False)
         if self._share and self._dice() < self._share and len(self._tasks) < _AT_ONCE * 4:
-            _spawn(self._tasks, self.audit(case))
+            self._begin([case])
 
     async def audit_last(self, count: int) -> dict[str, int]:
         """Audit now the latest distinct semantic hits that were not audited yet; how each came out.
 
         The same hit asked twice would be one piece of evidence counted as two.
         """
-        cases = list(self._latest.values())[-count:]
-        verdicts = await asyncio.gather(*(self.audit(case) for case in cases))
+        verdicts = await asyncio.gather(*self._begin(list(self._latest.values())[-count:]))
         found: dict[str, int] = {"right": 0, "wrong": 0, "unclear": 0}
         for verdict in verdicts:
             found[verdict] += 1
         return found
+
+    def _begin(self, cases: Sequence[Case]) -> list[asyncio.Task[Verdict]]:
+        """Audit these, but for what is being audited already."""
+        begun = []
+        for case in cases:
+            digest = case.call.digest
+            if digest not in self._asking:
+                self._asking.add(digest)
+                begun.append(_spawn(self._tasks, self.audit(case)))
+                begun[-1].add_done_callback(partial(self._end, digest))
+        return begun
+
+    def _end(self, digest: bytes, _: object) -> None:
+        self._asking.discard(digest)
 
     async def audit(self, case: Case) -> Verdict:
         """Ask upstream what was served from memory, and take the label."""
@@ -119,8 +134,9 @@ class Auditor:
             except (UpstreamUnavailable, TimeoutError):
                 return "unclear"
         if verdict != "unclear":
-            if self._latest.get(case.call.digest) is case:
-                del self._latest[case.call.digest]
+            latest = self._latest.get(case.call.digest)
+            if latest is not None and latest.entry.digest == case.entry.digest:
+                del self._latest[case.call.digest]  # served again meanwhile, perhaps
             await self._learn(case, wrong=verdict == "wrong")
         return verdict
 
@@ -138,6 +154,8 @@ class Auditor:
         answer = landing.answer
         if answer is None or answer.error or answer.empty or answer.refused or not answer.terminal:
             return "unclear"
+        if not decisions.GOOD_ENDINGS.issuperset(answer.finished):
+            return "unclear"  # cut off at max_tokens, where what was served never is
         text_of = PROTOCOLS[case.call.request.operation].text_of
         served, fresh = text_of(case.entry.body), text_of(answer.body)
         question = case.call.request.text or ""
@@ -242,7 +260,10 @@ class Auditor:
                 self._ledger.record_tightened(now, model=model)
 
 
-def _spawn(tasks: set[asyncio.Task[Verdict]], work: Coroutine[Any, Any, Verdict]) -> None:
+def _spawn(
+    tasks: set[asyncio.Task[Verdict]], work: Coroutine[Any, Any, Verdict]
+) -> asyncio.Task[Verdict]:
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    return task

@@ -8,16 +8,18 @@ follows nothing, keeps nothing.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
-from .errors import UpstreamUnavailable
+from .errors import ConfigError, UpstreamUnavailable
 from .upstream.routes import Headers
 
 __all__ = ["Caller", "Told", "listens"]
@@ -25,6 +27,8 @@ __all__ = ["Caller", "Told", "listens"]
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 660.0  # the sidecar's own patience, and a minute to tell of it
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
+
+_PRINTED = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,13 @@ class Told:
 
 
 class Caller:
-    """One keep-alive connection to the host of `base`, opened when it is needed."""
+    """One keep-alive connection to the host of `base`, opened when it is needed.
+
+    ConfigError when that is no address.
+    """
 
     def __init__(self, base: str, key: str) -> None:
-        parts = urlsplit(base)
+        parts = _address(base)
         self._host = parts.hostname or ""
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
@@ -90,7 +97,7 @@ class Caller:
                     _, self._wire = await asyncio.get_running_loop().create_connection(
                         _Wire, self._host, self._port, ssl=self._tls
                     )
-            except (OSError, TimeoutError) as exc:
+            except (OSError, UnicodeError) as exc:  # the latter: a host that cannot be a name
                 raise UpstreamUnavailable(
                     "Nobody answers at that address.", 502, reason="connect"
                 ) from exc
@@ -189,6 +196,18 @@ class _Wire(asyncio.Protocol):
         self.close()
         if self._told is not None and not self._told.done():
             self._told.set_exception(UpstreamUnavailable(message, 502))
+
+
+def _address(base: str) -> SplitResult:
+    with suppress(ValueError):
+        parts = urlsplit(base)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        if named and not (parts.query or parts.username) and _PRINTED.fullmatch(base):
+            return parts
+    raise ConfigError(
+        "url: is an http or https base URL without a query or a password, such as "
+        "http://127.0.0.1:8080/v1."
+    )
 
 
 def _lines(headers: Iterable[tuple[str, str]]) -> bytes:

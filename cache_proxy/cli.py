@@ -256,7 +256,8 @@ def batch(
     loss can take those of the last seconds. Exit 0 when all is answered, 1 with errors, 130 when
     interrupted.
     """
-    from .batch import Batch, parse_rate, run
+    from .batch import parse_rate, run
+    from .batch_files import Batch
 
     settings = _settings(config)
     try:

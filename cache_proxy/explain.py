@@ -33,7 +33,8 @@ _CHANGES = {
     "web_search": "Nothing: a web search answers differently every day.",
     "time_bound": 'Name the date instead of today or now, or set time_bound = "cache".',
     "identity": "Send one credential only, and the user header that `tenancy` names.",
-    "unreadable": "A field has a type that cannot be compared; see the protocol's reference.",
+    "unreadable": "A field has a type that cannot be compared, or there are more than 2,048"
+    " messages; see the protocol's reference.",
     "encoded": "Send the body without Content-Encoding.",
     "unaccepted": "Nothing: after upstream has accepted this key once, it may hit.",
     "no_cache": "Leave out Cache-Control: no-cache.",

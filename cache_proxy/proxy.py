@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any, TypeVar
 
 import structlog
 
@@ -40,7 +41,10 @@ __all__ = ["Parts", "Proxy", "flight_body"]
 
 log = structlog.get_logger("cache_proxy")
 
+R = TypeVar("R")
+
 _NOTHING = Recollection()
+_LONG_BODY = 16_384  # bytes; some milliseconds to read, trim and judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,15 @@ class Proxy:
         """The path of one request."""
         started = self._parts.now()
         try:
-            call = self._parts.reader.read(exchange)
+            call = await _aside(exchange, self._parts.reader.read, exchange)
         except BadRequest as exc:
             return self.refuse(exchange, exc, started)
         if isinstance(call, Bypass):
             return await self.pass_by(exchange, None, call.reason, started)
 
         try:
-            prompt = decisions.admit(call.request, call.asked, self._parts.policy)
+            told = call.request, call.asked, self._parts.policy
+            prompt = await _aside(exchange, decisions.admit, *told)
         except Exception as exc:  # noqa: BLE001 - a mistake of ours must cost hits, not answers
             log.warning("judging", error=type(exc).__name__)  # its text may hold the prompt's
             return await self.pass_by(exchange, call, "internal", started)
@@ -135,7 +140,8 @@ class Proxy:
             # Where it is only looked up, upstream's answer takes its place, and needs a vector.
             return Hit(look.entry, "exact", 1.0), self._again(call)
         text = call.request.text or ""
-        if reason := decisions.closed(call.request, call.asked, self._parts.policy):
+        told = call.request, call.asked, self._parts.policy
+        if reason := await _aside(exchange, decisions.closed, *told):
             # Who asked for exact matches only did not ask to be found by them only.
             found = self._parts.memory.embed(text) if reason == "mode" and text else _NOTHING
             return Miss(_unread(call, accepted) or reason), found
@@ -484,6 +490,13 @@ class Proxy:
         code = "rate_limit_exceeded" if exc.status_hint == 429 else "upstream_unavailable"
         body = fault(exchange.protocol, str(exc), outcome.status, code)
         return failure(outcome, body, retry=exc.retry, retry_after=exc.retry_after)
+
+
+async def _aside(exchange: Exchange, work: Callable[..., R], *arguments: Any) -> R:
+    """Work that grows with the body: for a long one beside the loop, which serves others."""
+    if len(exchange.body) <= _LONG_BODY:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _error(exchange: Exchange, outcome: Outcome, message: str, code: str, *, retry: bool) -> Reply:

@@ -78,8 +78,15 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 def _base_url(value: str) -> str:
     """An address without a trailing slash."""
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    plain = parts.hostname and not parts.query and not parts.username
+    if parts.scheme not in ("http", "https") or not plain:
         raise ValueError("is an http or https base URL without a query or a password")
+    try:
+        named = parts.port != 0
+    except ValueError:
+        named = False
+    if not named:
+        raise ValueError("names a port from 1 to 65535, or none")
     return value.rstrip("/")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .canonical import dump
@@ -49,16 +49,19 @@ _LOW_DETAIL_TOKENS = 85
 _AUDIO_CHARACTERS = 2_133
 
 
-def count(text: str, model: str) -> int:
-    """Tokens of a plain text as `model` reads it; special tokens in it are words like others."""
-    vocabulary = _vocabulary(_name(model)) if len(text) <= _LONGEST else None
+def count(text: str, model: str | None) -> int:
+    """Tokens of a plain text as `model` reads it, by its bytes alone where that is None; special
+    tokens in it are words like others."""
+    vocabulary = None
+    if model is not None and len(text) <= _LONGEST:
+        vocabulary = _vocabulary(_name(model))
     if vocabulary is not None:
         tokens: int = vocabulary.count(text)
         return tokens
     return -(-2 * len(text.encode()) // 9)
 
 
-def of_message(message: Mapping[str, Any], model: str) -> int:
+def of_message(message: Mapping[str, Any], model: str | None) -> int:
     """Tokens of one message of a chat, its frame included.
 
     Tool calls and fields that are not known count as the JSON they are written in.
@@ -74,7 +77,7 @@ def of_message(message: Mapping[str, Any], model: str) -> int:
     return tokens
 
 
-def _of_part(part: Any, model: str) -> int:
+def _of_part(part: Any, model: str | None) -> int:
     if type(part) is not dict:
         return count(dump(part).decode(), model)
     kind, text = part.get("type"), part.get("text", part.get("refusal"))
@@ -94,6 +97,7 @@ def warm() -> None:
         _vocabulary(name)
 
 
+@lru_cache(maxsize=256)  # asked for each text of a request
 def _name(model: str) -> str:
     """The vocabulary of a model: its organisation and a fine-tune's prefix say nothing of it."""
     bare = model.lower().rpartition("/")[2].removeprefix("ft:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,54 @@ async def test_one_hit_is_audited_once(make_world: WorldMaker) -> None:
         assert (await admin(world, "/audit", {"n": 9}))["audited"] == 1
         assert (await admin(world, "/audit", {"n": 9}))["audited"] == 0
         assert (await world.stats())["audits"]["audited"] == 1
+
+
+async def test_one_hit_is_audited_once_also_by_two_at_a_time(make_world: WorldMaker) -> None:
+    """Two operators and the sampling, all while upstream thinks: one call, one label; and the hit
+    that was served again meanwhile is the same evidence."""
+    async with make_world(audit_share=1.0) as world:
+        world.upstream.script = constant
+        await world.ask(FRANCE)
+        thought = asyncio.Event()
+
+        async def thinking(seen: Seen) -> Reply:
+            await thought.wait()
+            return constant(seen)
+
+        world.upstream.script = thinking
+        await world.ask(REWORDED)
+        await world.until(lambda: world.upstream.calls == 2)
+        await world.ask(REWORDED)
+        both = [asyncio.create_task(admin(world, "/audit", {"n": 9})) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        thought.set()
+        assert [told["audited"] for told in await asyncio.gather(*both)] == [0, 0]
+
+        async def audited() -> bool:
+            return bool((await world.stats())["audits"]["audited"])
+
+        await world.until(audited)
+        assert (await admin(world, "/audit", {"n": 9}))["audited"] == 0
+        assert (await world.stats())["audits"]["audited"] == 1
+        assert world.upstream.calls == 2
+
+
+async def test_an_answer_that_was_cut_by_its_length_is_no_evidence(make_world: WorldMaker) -> None:
+    """Half of the same words says nothing about the whole; what was served is never cut."""
+    async with make_world() as world:
+        world.upstream.script = constant
+        await world.ask(FRANCE)
+        assert (await world.ask(REWORDED)).tier == "semantic"
+
+        def cut(seen: Seen) -> Reply:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "Not 1 but 2"}}
+            return whole("", seen, choices=[choice | {"finish_reason": "length"}])
+
+        world.upstream.script = cut
+        said = await admin(world, "/audit", {"n": 5})
+        assert (said["unclear"], said["audited"]) == (1, 0)
+        assert (await world.ask(REWORDED)).tier == "semantic"
+        assert (await world.stats())["upstream_own"]["calls"] == {"audit": 1}
 
 
 async def test_answers_that_cannot_be_compared_are_no_evidence(make_world: WorldMaker) -> None:

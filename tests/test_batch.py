@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import orjson
 import pytest
 
-from cache_proxy.batch import Bad, Batch, Job, Pace, Settled, parse_rate, read_line
+from cache_proxy.batch import Pace, parse_rate
+from cache_proxy.batch_files import Bad, Batch, Job, Settled, read_line
 from cache_proxy.errors import ConfigError
 
 
@@ -261,3 +264,34 @@ def test_input_output_and_errors_are_three_files(files: Files) -> None:
         Batch(files.input / "no", files.output, files.errors)
     with pytest.raises(ConfigError, match="cannot be written"):
         Batch(files.input, files.input.parent / "no" / "out", files.errors)
+
+
+# Pipes and devices --------------------------------------------------------------------------------
+
+
+def test_requests_may_come_out_of_a_pipe(tmp_path: Path) -> None:
+    """They are read more than once, which a pipe cannot do: a file without a name can."""
+    files = Files(tmp_path)
+    files.input.unlink()
+    os.mkfifo(files.input)
+
+    def feed() -> None:
+        files.input.write_bytes(line("a") + line("b") + line("c", "Who wrote Faust?"))
+
+    for asked in ([["a", "b"], ["c"]], []):
+        feeding = threading.Thread(target=feed)
+        feeding.start()
+        assert files.run(answer()) == asked
+        feeding.join()
+    assert files.ids() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("which", ["output", "errors"])
+def test_answers_go_into_files_alone(tmp_path: Path, which: str) -> None:
+    """What is no file cannot be read back by the next run, and is not for us to take away."""
+    files = Files(tmp_path, line())
+    path: Path = getattr(files, which)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is no file"):
+        files.open()
+    assert path.is_fifo()

@@ -20,7 +20,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "nouns": frozenset({"model", "errors"}),
     "core": frozenset(
         {
-            *("decisions", "canonical", "guards", "facts", "lexicon", "wording", "directives"),
+            *("decisions", "canonical", "guards", "facts", "marks", "quantities", "lexicon"),
+            *("wording", "directives"),
             *(
                 "tenancy",
                 "pricing",
@@ -49,12 +50,13 @@ LAYERS: dict[str, frozenset[str]] = {
             *("audit", "explain", "judge"),
             "caller",
             *("upstream.client", "upstream.completion", "upstream.turnstile"),
-            *("upstream.relay", "upstream.catalogue"),
+            *("upstream.attempts", "upstream.relay", "upstream.catalogue"),
         }
     ),
     "edge": frozenset(
         {
             "app",
+            "arrival",
             "admin",
             "settings",
             "wiring",
@@ -64,6 +66,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "tune",
             "__main__",
             "batch",
+            "batch_files",
             "bench",
         }
     ),

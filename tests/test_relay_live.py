@@ -15,6 +15,7 @@ import pytest
 from cache_proxy.serve import bind
 from tests.conftest import World, WorldMaker
 from tests.scripted import Reply, ScriptedUpstream, Seen, echo, scripted_upstream, streamed, whole
+from tests.stopwatch import awake
 
 pytestmark = pytest.mark.live
 
@@ -124,7 +125,7 @@ async def test_a_storm_of_failures_reaches_upstream_a_fifth_stronger_at_most(
 ) -> None:
     """Fifty requests a second. A breaker may stop the one storm and send clients away for a while;
     nothing but the budget bounds the other, and the SDK's own retries are told not to add to it."""
-    seconds, rate = 6, 50
+    seconds, rate = 4, 50
     async with (
         make_world(model="none", retry=THRICE) as world,
         sdk(world, max_retries=retries) as client,
@@ -139,7 +140,7 @@ async def test_a_storm_of_failures_reaches_upstream_a_fifth_stronger_at_most(
         for n in range(seconds * rate):
             asked.append(asyncio.create_task(ask(n)))
             await asyncio.sleep(began + (n + 1) / rate - time.monotonic())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             await asyncio.gather(*asked)
         requests = seconds * rate
         assert world.upstream.calls <= 1.2 * requests
@@ -187,9 +188,9 @@ async def test_a_dropped_connection_is_not_asked_again(make_world: WorldMaker) -
 async def test_a_dead_upstream_is_told_within_two_seconds(make_world: WorldMaker) -> None:
     """Refused connections are tried again, quickly; then the SDK need not."""
     async with make_world(model="none", retry=THRICE, upstream=nobody()) as world:
-        began = time.monotonic()
+        began = awake()
         answered = await world.ask("x")
-        assert time.monotonic() - began < 2.5
+        assert awake() - began < 2.5
         assert (answered.status, answered.headers["x-should-retry"]) == (502, "false")
         assert answered.headers["x-upstream-attempts"] == "3"
 
@@ -205,10 +206,10 @@ async def test_retried_answers_give_their_connections_back(make_world: WorldMake
             if seen.text in refused:
                 return echo(seen)
             refused.add(seen.text)
-            return Reply(429, (BUSY, b" "), (JSON,), pause=20)  # its body takes its time
+            return Reply(429, (BUSY, b" "), (JSON,), pause=60)  # its body takes its time
 
         world.upstream.script = script
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             answers = await asyncio.gather(*(world.ask(f"q{n}") for n in range(20)))
         assert [answer.status for answer in answers] == [200] * 20
         assert world.upstream.calls == 40
@@ -241,34 +242,34 @@ async def test_nobody_asks_inside_a_ban(make_world: WorldMaker) -> None:
     told: list[float] = []
 
     def script(seen: Seen) -> Reply:
-        times[seen.number] = time.monotonic()
+        times[seen.number] = time.monotonic(), awake()
         if seen.text == "q0" and not told:
-            told.append(time.monotonic())
+            told.extend((time.monotonic(), awake()))
             return busy(429, retry_after_ms="1500")
         return echo(seen)
 
-    times: dict[int, float] = {}
+    times: dict[int, tuple[float, float]] = {}
     async with make_world(model="none", retry=THRICE) as world:
         world.upstream.script = script
         asked = [asyncio.create_task(world.ask("q0"))]
         await world.until(lambda: bool(told) and world.upstream.seen[0].ended.is_set())
         asked += [asyncio.create_task(world.ask(f"q{n}")) for n in range(1, 15)]
-        began = time.monotonic()
+        began = awake()
         others = await asyncio.gather(
             world.ask("other key", key="sk-two"), world.ask("other model", model="gpt-4o")
         )
         assert [other.status for other in others] == [200, 200]
-        assert time.monotonic() - began < 1.0
+        assert awake() - began < 1.0
         answers = await asyncio.gather(*asked)
         assert {answer.status for answer in answers} == {200}
         late = [
-            times[seen.number] - told[0]
+            times[seen.number]
             for seen in world.upstream.seen[1:]
             if (seen.key, seen.json["model"]) == ("sk-one", MODEL)
         ]
         assert len(late) == 15
-        assert min(late) >= 1.5
-        assert min(late) < 1.9
+        assert min(moment for moment, _ in late) - told[0] >= 1.5
+        assert min(moment for _, moment in late) - told[1] < 2.5
 
 
 async def test_a_long_ban_is_the_clients_to_wait_for(make_world: WorldMaker) -> None:
@@ -296,11 +297,11 @@ async def test_a_wait_beyond_the_clients_patience_is_not_made(make_world: WorldM
     """It would be gone by then: it is told instead."""
     async with make_world(model="none", retry=THRICE) as world:
         world.upstream.script = lambda seen: busy(503, retry_after="10")
-        began = time.monotonic()
-        answered = await world.ask("x", headers={"x-stainless-read-timeout": "3"})
+        began = awake()
+        answered = await world.ask("x", headers={"x-stainless-read-timeout": "8"})
         assert (answered.status, answered.headers["retry-after"]) == (503, "10")
         assert "x-should-retry" not in answered.headers
-        assert (time.monotonic() - began < 2, world.upstream.calls) == (True, 1)
+        assert (awake() - began < 4, world.upstream.calls) == (True, 1)
 
 
 # ---- providers and keys

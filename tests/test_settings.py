@@ -132,6 +132,8 @@ def test_durations(value: object, expected: int) -> None:
         ("upstream", "api.openai.com/v1"),
         ("upstream", "ftp://host"),
         ("upstream", "https://"),
+        ("upstream", "https://host:99999/v1"),
+        ("upstream", "https://host:0/v1"),
         ("upstream", f"https://user:{CANARY}@host/v1"),
         ("upstream", f"https://host/v1?key={CANARY}"),
         ("port", -1),

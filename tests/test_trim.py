@@ -86,7 +86,7 @@ def pairs(messages: list[Json]) -> set[tuple[str, str]]:
 @given(conversations(), st.integers(0, 300))
 def test_what_is_left_fits_and_is_still_a_conversation(messages: list[Json], room: int) -> None:
     """Never over the budget; order, system text, pairs and the newest turn stay; idempotent."""
-    verdict = trim(messages, room, weigh)
+    verdict = trim(messages, room, weigh, weigh)
     total = sum(map(weigh, messages))
     if isinstance(verdict, TooLong):
         assert total == verdict.tokens
@@ -107,13 +107,13 @@ def test_what_is_left_fits_and_is_still_a_conversation(messages: list[Json], roo
         assert all(message in left for message in messages[spoken[-1] :])
     else:
         assert left == messages  # one turn, however long
-    assert trim(left, room, weigh) == Trimmed(left)
+    assert trim(left, room, weigh, weigh) == Trimmed(left)
 
 
 @given(conversations())
 def test_what_fits_is_not_touched(messages: list[Json]) -> None:
     """Exactly the budget is no more than the budget; the very list is handed back."""
-    verdict = trim(messages, sum(map(weigh, messages)), weigh)
+    verdict = trim(messages, sum(map(weigh, messages)), weigh, weigh)
     assert verdict == Trimmed(messages)
     assert isinstance(verdict, Trimmed)
     assert verdict.messages is messages
@@ -151,21 +151,43 @@ def test_the_oldest_turns_go_first_and_no_more_of_them_than_needed(
     room: int, kept: list[int]
 ) -> None:
     """A turn is all that was said until the user spoke again."""
-    verdict = trim(STORY, room, weigh)
+    verdict = trim(STORY, room, weigh, weigh)
     assert isinstance(verdict, Trimmed)
     assert verdict.messages == [STORY[n] for n in kept]
 
 
 def test_what_must_stay_and_does_not_fit_is_told_in_numbers() -> None:
     """Not mangled: the caller learns how much there is and how much of it cannot go."""
-    assert trim(STORY, 29, weigh) == TooLong(tokens=120, least=30)
+    assert trim(STORY, 29, weigh, weigh) == TooLong(tokens=120, least=30)
+
+
+@pytest.mark.parametrize(
+    ("many", "kept"),
+    [(["user", "assistant"] * 500, 4), (["user", *["assistant"] * 998, "user"], 1)],
+    ids=["many turns", "one long turn"],
+)
+def test_no_more_is_weighed_than_fits(many: list[str], kept: int) -> None:
+    """A conversation of any length costs what its window holds: the rest is guessed at, but for a
+    little to tell of."""
+    story = [say("system"), *(say(role, 50_000) for role in many)]
+    weighed: list[Json] = []
+
+    def counted(message: Json) -> int:
+        weighed.append(message)
+        return weigh(message)
+
+    verdict = trim(story, 250_000, counted, lambda message: 1)
+    assert isinstance(verdict, Trimmed)
+    assert verdict.messages == [story[0], *story[-kept:]]
+    assert (verdict.dropped, verdict.tokens) == (1_000 - kept, 2 * 50_000 + 998 - kept)
+    assert len(weighed) < 10
 
 
 def test_messages_sent_in_a_row_are_one_turn() -> None:
     """A document and the question about it, sent as two messages, are not parted."""
     story = [say("user"), say("assistant"), say("user", 50), say("system"), say("user")]
-    assert trim(story, 70, weigh) == Trimmed(story[2:], 2, 20)
-    assert isinstance(trim(story, 69, weigh), TooLong)
+    assert trim(story, 70, weigh, weigh) == Trimmed(story[2:], 2, 20)
+    assert isinstance(trim(story, 69, weigh, weigh), TooLong)
 
 
 def test_a_call_and_a_result_that_came_after_the_user_spoke_stay_together() -> None:
@@ -183,8 +205,8 @@ def test_a_call_and_a_result_that_came_after_the_user_spoke_stay_together() -> N
         say("assistant"),
         say("user"),
     ]
-    assert trim(story, 100, weigh) == Trimmed(story[3:], 3, 30)
-    assert trim(story, 79, weigh) == Trimmed(story[10:], 10, 100)
+    assert trim(story, 100, weigh, weigh) == Trimmed(story[3:], 3, 30)
+    assert trim(story, 79, weigh, weigh) == Trimmed(story[10:], 10, 100)
 
 
 def chat(*messages: Json, model: str = "m", **fields: Any) -> Json:

@@ -38,6 +38,10 @@ _TURN_DROPPED = frozenset({"cache_control"})  # a hint to the provider's own pro
 _SYSTEM = ("system", "developer")
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 
+# What OpenAI itself takes. To read more holds everybody else up for longer than a hit can save.
+MOST_MESSAGES = 2_048
+MOST_PARTS = 8_192  # of all messages together
+
 Json = dict[str, Any]
 
 
@@ -50,13 +54,13 @@ def parse(
 ) -> Request:
     """Read a body that `canonical.load` accepted. Raises `Unreadable`, and nothing else.
 
+    More than `MOST_MESSAGES` messages or `MOST_PARTS` parts count as unreadable.
+
     `masks` match nonces in system text; they are blanked in the key only. With `question_marker`
     what stands before its last occurrence in the last user text is compared exactly.
     `path_model` is the model named by the URL, for a body that names none.
     """
-    turns = [
-        _turn(message, masks) for message in fields.objects(document.get("messages"), "messages")
-    ]
+    turns = [_turn(message, masks) for message in _messages(document)]
     if not turns:
         raise Unreadable("messages")
     model = fields.model_name(document, path_model)
@@ -95,6 +99,16 @@ def parse(
         temperature=fields.number(document, "temperature"),
         end_user=fields.end_user(document),
     )
+
+
+def _messages(document: Json) -> list[Json]:
+    messages = fields.objects(document.get("messages"), "messages")
+    if len(messages) > MOST_MESSAGES:
+        raise Unreadable("messages")
+    contents = (message.get("content") for message in messages)
+    if sum(len(content) for content in contents if type(content) is list) > MOST_PARTS:
+        raise Unreadable("messages")
+    return messages
 
 
 def _turn(message: Json, masks: Sequence[re.Pattern[str]]) -> Json:

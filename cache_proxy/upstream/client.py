@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import aiohttp
@@ -102,12 +103,18 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The system's certificates, which take a twentieth of a second to read: once for all pools."""
+    return ssl.create_default_context()
+
+
 class Upstream:
     """A pool of connections to the configured providers."""
 
     def __init__(self, *, max_connections: int, connect_seconds: float) -> None:
         self._connect_seconds = connect_seconds
-        tls = ssl.create_default_context()
+        tls = _trusted()
 
         def session() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
@@ -121,7 +128,7 @@ class Upstream:
             )
 
         self._client = httpx.AsyncClient(
-            transport=_AsSpelt(client=session),
+            transport=_AsSpelt(client=session, verify=tls),
             follow_redirects=False,
             trust_env=False,
             # Upstream's cookie for one caller must not go out with the next caller's request.

@@ -11,9 +11,10 @@ Plain functions of their arguments; the lengths come from `tokens`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.resources import files
 from typing import Any, TypeGuard
 
@@ -26,13 +27,14 @@ __all__ = ["TooLong", "Trimmed", "Trimmer", "shipped_windows", "trim"]
 Json = dict[str, Any]
 
 _SYSTEM = ("system", "developer")
+_WEIGHED = 100_000  # tokens of what is left out
 # What a provider reads besides the messages.
 _READ_TOO = ("tools", "functions", "response_format")
 
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """What is left, in its order, and how many messages and tokens were left out (0: none)."""
+    """What is left, in its order, and how many messages and about how many tokens were left out."""
 
     messages: list[Json]
     dropped: int = 0
@@ -41,29 +43,56 @@ class Trimmed:
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """Does not fit: tokens of all messages, and of those that must stay."""
+    """Does not fit: about the tokens of all messages, and those of what must stay."""
 
     tokens: int
     least: int
 
 
-def trim(messages: list[Json], room: int, weigh: Callable[[Json], int]) -> Trimmed | TooLong:
-    """Leave out the oldest turns until the rest weighs no more than `room` tokens."""
-    weights = [weigh(message) for message in messages]
-    excess = sum(weights) - room
-    if excess <= 0:
-        return Trimmed(messages)
-    gone: set[int] = set()
-    freed = 0
-    for turn in _turns(messages)[:-1]:
-        if freed >= excess:
+def trim(
+    messages: list[Json],
+    room: int,
+    weigh: Callable[[Json], int],
+    guess: Callable[[Json], int],
+) -> Trimmed | TooLong:
+    """Leave out the oldest turns until the rest weighs no more than `room` tokens.
+
+    Weighed from the newest back and only until the room is full; what is left out may be of any
+    length, and is guessed at from `_WEIGHED` tokens on.
+    """
+    turns = _turns(messages)
+    spoken = {n for turn in turns for n in turn}
+    # System text and the newest turn, which stay whatever they weigh.
+    stay = [message for n, message in enumerate(messages) if n not in spoken]
+    stay += [messages[n] for n in (turns[-1] if turns else ())]
+    held = sum(map(weigh, stay))
+    first = max(0, len(turns) - 1)  # of the turns that stay
+    while first:
+        weight = _weight((messages[n] for n in turns[first - 1]), weigh, room - held)
+        if held + weight > room:
             break
-        gone.update(turn)
-        freed += sum(weights[n] for n in turn)
-    if freed < excess:
-        return TooLong(sum(weights), sum(weights) - freed)
-    left = [message for n, message in enumerate(messages) if n not in gone]
+        first, held = first - 1, held + weight
+    gone = [n for turn in turns[:first] for n in turn]
+    freed = 0
+    for n in gone:
+        freed += (weigh if freed < _WEIGHED else guess)(messages[n])
+    if held > room:
+        return TooLong(held + freed, held)
+    if not gone:
+        return Trimmed(messages)
+    away = set(gone)
+    left = [message for n, message in enumerate(messages) if n not in away]
     return Trimmed(left, len(gone), freed)
+
+
+def _weight(turn: Iterable[Json], weigh: Callable[[Json], int], room: int) -> int:
+    """What these weigh, or something above `room` where that is less."""
+    weight = 0
+    for message in turn:
+        weight += weigh(message)
+        if weight > room:
+            break
+    return weight
 
 
 def _turns(messages: Sequence[Json]) -> list[list[int]]:
@@ -82,7 +111,8 @@ def _turns(messages: Sequence[Json]) -> list[list[int]]:
         before = role
         here = len(turns) - 1
         turns[here].append(n)
-        called |= dict.fromkeys(_calls(message), here)
+        if "tool_calls" in message or "function_call" in message:
+            called |= dict.fromkeys(_calls(message), here)
         answered = message.get("tool_call_id") if role == "tool" else message.get("name")
         if role in ("tool", "function") and (at := called.get(str(answered))) is not None:
             tied[at] = here  # the user spoke between a call and its result
@@ -151,7 +181,8 @@ class Trimmer:
             if document.get(name)
         )
         room = window - answer - fixed
-        match trim(messages, room, lambda message: tokens.of_message(message, model)):
+        weigh, guess = (partial(tokens.of_message, model=name) for name in (model, None))
+        match trim(messages, room, weigh, guess):
             case Trimmed(left, dropped, freed):
                 shorter = document if left is messages else {**document, "messages": left}
                 return shorter, (dropped, freed)
