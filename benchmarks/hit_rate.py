@@ -34,7 +34,8 @@ from cache_proxy import settings as configuration
 from cache_proxy import stats
 from cache_proxy.certify import interval
 from cache_proxy.guards import GUARDS
-from cache_proxy.serve import bind, embedded_store, quiet, running
+from cache_proxy.opening import embedded_store
+from cache_proxy.serve import bind, quiet, running
 from cache_proxy.upstream.client import Upstream
 
 if TYPE_CHECKING:

@@ -297,7 +297,7 @@ def _key(name: str) -> str:
 
 
 def _prices(settings: Settings) -> PriceBook:
-    from .wiring import price_overrides
+    from .opening import price_overrides
 
     return PriceBook(overrides=price_overrides(settings), clock=time.time)
 
@@ -482,8 +482,7 @@ def _admin(settings: Settings, path: str, body: Any) -> Any:
 
 def _with_store(settings: Settings, work: Any) -> Any:
     """Run `work(store)` against the store that `serve` uses, started for the moment if need be."""
-    from .serve import embedded_store
-    from .wiring import open_store
+    from .opening import embedded_store, open_store
 
     async def run(url: str) -> Any:
         store = open_store(settings, url)

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import settings as configuration
-from .serve import bind, embedded_store, quiet, running
+from .opening import embedded_store
+from .serve import bind, quiet, running
 from .stats import collect
 from .stats_table import render
 from .upstream.client import Response, Upstream

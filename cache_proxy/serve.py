@@ -29,10 +29,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .embedded import EmbeddedValkey
 from .errors import ConfigError
+from .opening import embedded_store
 from .settings import Settings
-from .wiring import Sidecar, open_encoder, router, sidecar, store_memory
+from .wiring import Sidecar, open_encoder, router, sidecar
 
-__all__ = ["bind", "embedded_store", "quiet", "run", "running"]
+__all__ = ["bind", "quiet", "run", "running"]
 
 log = structlog.get_logger("cache_proxy")
 
@@ -58,19 +59,6 @@ def bind(name: str, host: str, port: int) -> socket.socket:
         raise ConfigError(f"{name}: {host}:{port} cannot be listened on: {reason}.") from exc
     listening.setblocking(False)
     return listening
-
-
-@contextmanager
-def embedded_store(settings: Settings) -> Iterator[tuple[str, EmbeddedValkey | None]]:
-    """The store's URL, and the embedded Valkey that answers there if `redis_url` is not set."""
-    if settings.redis_url:
-        yield settings.redis_url, None
-        return
-    valkey = EmbeddedValkey(settings.data_dir / "valkey", store_memory(settings))
-    try:
-        yield valkey.start(), valkey
-    finally:
-        valkey.stop()
 
 
 @asynccontextmanager

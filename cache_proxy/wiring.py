@@ -11,11 +11,10 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -37,8 +36,9 @@ from .judge import Judge
 from .ledger import Ledger
 from .memory import Memory
 from .model import Outcome, Policy
+from .opening import NO_ENCODER, file_secret, open_store, price_overrides, store_secret
 from .piecewise import Piecewise
-from .pricing import Override, PriceBook, parse_prices, shipped_prices
+from .pricing import PriceBook
 from .proxy import Parts, Proxy
 from .reading import Reader
 from .settings import Settings
@@ -58,15 +58,11 @@ from .upstream.tasks import Task, Tasks
 from .upstream.trim import Trimmer, shipped_windows
 from .upstream.turnstile import Turnstile
 
-__all__ = ["Sidecar", "file_secret", "open_encoder", "open_store", "router", "sidecar"]
+__all__ = ["Sidecar", "open_encoder", "router", "sidecar"]
 
 log = structlog.get_logger("cache_proxy")
 
-_NO_ENCODER = bytes(8)
-# The embedded store's books, buffers and fragmentation, on top of the values that are capped.
-_STORE_OVERHEAD = 1.5
 _DRAIN_SECONDS = 2.0
-_SHORTEST_SECRET = 32
 # How far back audits count towards the threshold in force.
 _AUDITS_SECONDS = 30 * 86_400
 _LABELS_SECONDS = 600.0
@@ -83,38 +79,6 @@ class Sidecar:
     policy: Policy
 
 
-def file_secret(folder: Path, name: str) -> str:
-    """64 hex characters kept in `folder/name` (mode 600), made at first use."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / name
-    if not path.exists():
-        # Whole before it has its name: a full disk or another process must not find half of it.
-        fresh = folder / f".{name}.{secrets.token_hex(8)}"
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
-            with suppress(FileExistsError):  # another process was quicker
-                os.link(fresh, path)
-        finally:
-            fresh.unlink()
-    value = path.read_text("ascii").strip()
-    if len(value) < _SHORTEST_SECRET:
-        raise ConfigError(f"data_dir: {path} holds no whole secret; remove it.")
-    return value
-
-
-def store_secret(settings: Settings) -> bytes:
-    if settings.secret is not None:
-        return settings.secret.get_secret_value().encode()[:64]
-    return file_secret(settings.data_dir, "secret").encode()
-
-
-def store_memory(settings: Settings) -> int:
-    """Bytes of memory for an embedded store that holds `max_bytes` of answers."""
-    return int(settings.max_bytes * _STORE_OVERHEAD) + 64 * 1024 * 1024
-
-
 def open_encoder(settings: Settings) -> Encoder | None:
     """The encoder, tried on known pairs; None for exact hits only. Raises ConfigError."""
     if settings.model == "none":
@@ -125,24 +89,6 @@ def open_encoder(settings: Settings) -> Encoder | None:
     except EncoderError as exc:
         raise ConfigError(str(exc)) from exc
     return encoder
-
-
-def open_store(settings: Settings, url: str, *, fingerprint: bytes = _NO_ENCODER) -> Store:
-    def turned(state: str) -> None:
-        log.info("store", state=state)
-
-    return Store(
-        url,
-        secret=store_secret(settings),
-        fingerprint=fingerprint,
-        prefix=settings.key_prefix,
-        deadline_seconds=settings.store_ms / 1_000,
-        max_entries=settings.max_entries,
-        max_bytes=settings.max_bytes,
-        longest_ttl_seconds=settings.ttl,
-        stale_seconds=settings.stale_if_error,
-        on_state=turned,
-    )
 
 
 def policy(settings: Settings, encoder: Encoder | None) -> Policy:
@@ -261,7 +207,7 @@ async def sidecar(
     """Everything built, running in the background, and closed again at the end."""
     routes = router(settings)
     clients = ClientTokens(settings.client_token_digests())
-    fingerprint = bytes.fromhex(encoder.fingerprint) if encoder else _NO_ENCODER
+    fingerprint = bytes.fromhex(encoder.fingerprint) if encoder else NO_ENCODER
     store = open_store(settings, store_url, fingerprint=fingerprint)
     worker = Worker(encoder, Index(encoder.dimension)) if encoder else None
     prices = PriceBook(overrides=price_overrides(settings), clock=time.time)
@@ -476,15 +422,6 @@ async def _follow_labels(dial: Dial, ledger: Ledger, store: Store, encoder: str)
         except MemoryUnavailable:
             continue
         await _relearn(dial, store, encoder)
-
-
-def price_overrides(settings: Settings) -> Sequence[Override]:
-    if settings.prices is None:
-        return shipped_prices()
-    try:
-        return [*parse_prices(settings.prices.read_text("utf-8")), *shipped_prices()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"prices: {settings.prices} cannot be read.") from exc
 
 
 def _logged(record: Callable[[Outcome], None]) -> Callable[[Outcome], None]:

@@ -60,6 +60,7 @@ LAYERS: dict[str, frozenset[str]] = {
             "admin",
             "settings",
             "wiring",
+            "opening",
             "serve",
             "cli",
             "demo",
@@ -105,7 +106,13 @@ DOORS: dict[str, frozenset[str]] = {
     "matplotlib": frozenset({"cache_proxy.bench"}),
     "prometheus_client": frozenset({"cache_proxy.metrics"}),
     "structlog": frozenset(
-        {"cache_proxy.wiring", "cache_proxy.serve", "cache_proxy.audit", "cache_proxy.proxy"}
+        {
+            "cache_proxy.wiring",
+            "cache_proxy.opening",
+            "cache_proxy.serve",
+            "cache_proxy.audit",
+            "cache_proxy.proxy",
+        }
     ),
     "logging": frozenset({"cache_proxy.serve"}),
     "faiss": frozenset({"embeddings.index"}),
