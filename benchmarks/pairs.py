@@ -41,7 +41,11 @@ TRAPS = HERE / "traps"
 PUBLIC_FOLDER = HERE.parent.parent / "shared" / "data"
 
 TUNING_FILES = ("pairs.en.jsonl", "pairs.vi.jsonl", "near.en.jsonl", "blind.en.jsonl")
-HELD_OUT_FILES = ("held_out.pairs.en.jsonl", "held_out.pairs.vi.jsonl")
+HELD_OUT_FILES = (
+    "held_out.pairs.en.jsonl",
+    "held_out.pairs.vi.jsonl",
+    "held_out.blind.en.jsonl",
+)
 TUNING_CONVERSATIONS = ("conversations.jsonl",)
 HELD_OUT_CONVERSATIONS = ("held_out.conversations.jsonl",)
 

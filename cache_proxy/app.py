@@ -238,16 +238,16 @@ class App:
                 outcome.attempts = int(reason != "shed")
                 outcome.kind, outcome.reason, outcome.status = "error", reason, exc.status_hint
                 told = fault(route.protocol, str(exc), exc.status_hint, "upstream_unavailable")
-                await _send(send, failure(outcome, told, retry=True, retry_after=exc.retry_after))
+                reply = failure(outcome, told, retry=True, retry_after=exc.retry_after)
+                await _send(send, reply if body.upload is None else _last(reply))
                 return
             outcome.status = response.status
             try:
                 passed = passed_headers(outcome, response.headers)
-                await _send(
-                    send,
-                    Reply(response.status, passed, response.chunks()),
-                    head_only=scope["method"] == "HEAD",
-                )
+                reply = Reply(response.status, passed, response.chunks())
+                if body.upload is not None and not body.upload.whole:
+                    reply = _last(reply)
+                await _send(send, reply, head_only=scope["method"] == "HEAD")
             finally:
                 await response.close()
         finally:

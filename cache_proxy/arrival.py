@@ -45,6 +45,7 @@ class Upload:
         self, receive: Receive, watcher: Watcher, client_seconds: float, upstream_seconds: float
     ) -> None:
         self.silent = ""  # or "client", or "upstream"
+        self.whole = False
         self._receive = receive
         self._watcher = watcher
         self._seconds = {"client": client_seconds, "upstream": upstream_seconds}
@@ -59,6 +60,7 @@ class Upload:
                 self._await("upstream")
                 yield message["body"]
             if not message.get("more_body"):
+                self.whole = True
                 self.close()
                 self._watcher.start(self._worker)
                 return

@@ -154,7 +154,7 @@ class Auditor:
         answer = landing.answer
         if answer is None or answer.error or answer.empty or answer.refused or not answer.terminal:
             return "unclear"
-        if not decisions.GOOD_ENDINGS.issuperset(answer.finished):
+        if not decisions.ENDINGS.issuperset(answer.finished):
             return "unclear"  # cut off at max_tokens, where what was served never is
         text_of = PROTOCOLS[case.call.request.operation].text_of
         served, fresh = text_of(case.entry.body), text_of(answer.body)

@@ -115,7 +115,7 @@ class Lines:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.resolve()  # a link is neither unlinked nor replaced, its target may be
         self._open()
 
     def _open(self) -> None:

@@ -15,6 +15,8 @@ from cache_proxy.errors import MemoryUnavailable
 __all__ = ["Breaker", "Line", "State"]
 
 T = TypeVar("T")
+
+_LATE = 0.25  # seconds
 Errors = tuple[type[BaseException], ...]
 
 State = Literal["closed", "open", "half-open"]
@@ -125,9 +127,11 @@ class Line:
             async with asyncio.timeout_at(deadline):
                 result = await operation()
         except TimeoutError as exc:
-            # Who got its seat late gave the store too little time to be judged by.
-            if deadline - began >= seconds / 2:
-                self.breaker.failed(now())
+            # Who got its seat late gave the store too little time to be judged by; where the end is
+            # told late, it was this process that stood still.
+            ended = now()
+            if deadline - began >= seconds / 2 and ended - deadline < max(seconds, _LATE):
+                self.breaker.failed(ended)
             raise MemoryUnavailable("store") from exc
         except self._down as exc:
             self.breaker.failed(now())

@@ -26,11 +26,12 @@ from .model import (
 )
 from .score import adjusted
 
-__all__ = ["GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep", "only_looked_up"]
+__all__ = ["ENDINGS", "GOOD_ENDINGS", "admit", "choose", "closed", "fits", "keep", "only_looked_up"]
 
 # Each protocol's own word for an answer that ended because it was done.
 GOOD_ENDINGS = frozenset({"stop", "eos", "end_turn", "stop_sequence", "STOP", "completed"})
-_TOOL_ENDINGS = frozenset({"tool_calls", "function_call", "tool_use"})
+# With those that an answer has which a tool is to complete.
+ENDINGS = GOOD_ENDINGS | {"tool_calls", "function_call", "tool_use"}
 
 # Below this a turn in a conversation leans on what was said before: "Where is it?"
 _FEWEST_CONTENT_WORDS = 3
@@ -107,7 +108,7 @@ _REACH = 0.25
 _WINDOW = 0.09
 # These say that other words stand in one place, not that the question is another one: what they
 # object to is not served, but its answer still counts for or against the others'.
-_SUSPICIONS = frozenset({"substitution", "narrowing", "order", "question"})
+_SUSPICIONS = frozenset({"substitution", "comparison", "narrowing", "order", "question"})
 # Two neighbours that independently hold one answer make up for this much.
 _SUPPORT = 0.045
 
@@ -191,6 +192,8 @@ _NEAR = 0.70
 def nearest(text: str, candidates: Sequence[Candidate], policy: Policy) -> Candidate | None:
     """The best neighbour that no guard objects to, its score for its similarity; None when none is
     near."""
+    if not candidates:
+        return None
     best: Candidate | None = None
     query = _facts(text)
     for candidate in candidates:
@@ -225,7 +228,7 @@ _unpacked = lru_cache(4_096)(gist.unpack)
 
 def keep(answer: Answer, status: int, choices: int, policy: Policy) -> Discard | None:
     """Why an answer must not be stored; None when it may. `choices` is how many were asked for."""
-    endings = GOOD_ENDINGS | _TOOL_ENDINGS if policy.store_tool_calls else GOOD_ENDINGS
+    endings = ENDINGS if policy.store_tool_calls else GOOD_ENDINGS
     checks = (
         (status != 200, "status"),
         (answer.error, "error"),

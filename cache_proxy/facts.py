@@ -102,10 +102,15 @@ _TURNING = frozenset(
     for phrase in (*lexicon.NEGATORS, *lexicon.QUANTITY)
     for word in (phrase, *phrase.split())
 )
+_SUBJECTS = frozenset([
+    "i", "you", "he", "she", "it", "we", "they", "there", "this", "that", "the", "a", "an", "my",
+    "your", "his", "her", "our", "their",
+])  # fmt: skip
 _ASKING = frozenset(["is", "are", "was", "were", "do", "does", "did", "has", "have"])
 _KNOWN: Mapping[str, str] = {
     word: name for word, name in lexicon.NAMES.items() if word not in lexicon.STOP
 }
+_BEFORE_A_UNIT = frozenset(["in", "to", "into", "many"])
 _STRICT_UNITS: Mapping[str, str] = {
     word: unit
     for word, unit in lexicon.UNITS.items()
@@ -147,7 +152,7 @@ def facts(text: str) -> Facts:
         hangs=hangs,
         coordinated=coordinated,
         numbers=tuple(sorted(numbers)),
-        units=frozenset(_STRICT_UNITS[word] for word in rest if word in _STRICT_UNITS),
+        units=_units(rest),
         negations=len(turned),
         negated=frozenset(filter(None, (_next_told(joined, at) for at in turned))),
         names=names,
@@ -177,6 +182,15 @@ def facts(text: str) -> Facts:
         superlatives=_superlatives(told),
         moment=_moment(told),
     )
+
+
+def _units(words: Sequence[str]) -> frozenset[str]:
+    """Units that no number has: "in miles", "how many weeks"."""
+    named = {_STRICT_UNITS[word] for word in words if word in _STRICT_UNITS}
+    for before, word in pairwise(words):
+        if before in _BEFORE_A_UNIT and len(word) > 1 and word in lexicon.UNITS:
+            named.add(lexicon.UNITS[word])
+    return frozenset(named)
 
 
 def _labels(
@@ -333,9 +347,9 @@ def _courtesy(words: Sequence[str], at: int) -> bool:
     following = words[at + 1] if at + 1 < len(words) else ""
     if words[at] == "not" and following in ("mind", "hesitate"):
         return True
-    # "Isn't it unsafe?" asks what "Is it unsafe?" asks; "Don't ask" does not.
+    # "Isn't it unsafe?" asks what "Is it unsafe?" asks; "Is not voting a crime?" does not.
     if words[at] == "not" and at == 1 and words[0] in _ASKING:
-        return words[0] != "do" or following in _TAG_SUBJECTS
+        return following in _SUBJECTS
     return words[at] == "not" and at > 1 and not following and words[at - 1] in ("why", "if")
 
 

@@ -78,11 +78,13 @@ _PRAISE = frozenset([
 ])  # fmt: skip
 _SECOND_QUESTION = frozenset(["why", "how", "what", "when", "where", "is", "are", "fast", "more"])
 _EXAMPLE = frozenset(["example", "examples"])
-_PASSIVE = frozenset(["was", "were", "been", "got"])
+_ONLY_ASKING = ("what ", "why ", "how ", "may ")
+_TIMES = frozenset(["double", "doubles", "doubled", "twice", "times", "triple", "tripled"])
 _KINDS = frozenset(map(lexicon.label, lexicon.PARTS))
 _SYMMETRIC = frozenset(map(lexicon.label, ["difference", "differ", "compare", "similar"]))
 _CLAUSES = frozenset(["when", "if", "while"])
-_UNSURE = frozenset(["might", "maybe", "perhaps", "probably"])
+_UNITS = frozenset(map(lexicon.label, lexicon.UNITS))
+_UNSURE = frozenset(["might", "may", "maybe", "perhaps", "probably"])
 _SOMEONE = frozenset(["someone", "somebody", "others", "anyone", "them", "him", "her"])
 _RELATIVE = frozenset(["that", "who", "whose"])
 _ASKERS = frozenset(["i", "you", "we", "one", "to", "u"])
@@ -104,6 +106,8 @@ def numbers(a: Facts, b: Facts) -> bool:
         # "I sent it 5 days ago and nobody has it" / "Nobody has received what I sent": where
         # more than that differs and one names no number, no number decides.
         return bool(a.numbers and b.numbers) or _reworded(a, b) < _TOLD_ANEW
+    if a.units and b.units and (_digits(a) - _digits(b) and _digits(b) - _digits(a)):
+        return True  # "how many weeks are 14 days", "how many weeks are 2 weeks"
     return bool(a.units - b.units and b.units - a.units) or _miscounted(a, b)
 
 
@@ -114,7 +118,7 @@ def problem(a: Facts, b: Facts) -> bool:
         return False
     if a.content == b.content or sorted(a.content) == sorted(b.content):
         # "1955 kilometres", "1955000 metres": which are asked for?
-        return _digits(a) != _digits(b)
+        return bool(_digits(a) - _digits(b) and _digits(b) - _digits(a))
     return not _told_anew(a, b)
 
 
@@ -125,8 +129,8 @@ def _told_anew(a: Facts, b: Facts) -> bool:
     return shorter >= _TOLD_AT_LENGTH and run * 3 <= shorter
 
 
-def _digits(read: Facts) -> list[str]:
-    return sorted(word for word in read.words if word[:1].isdigit())
+def _digits(read: Facts) -> frozenset[str]:
+    return frozenset(word for word in read.words if word[:1].isdigit())
 
 
 def _only_told_otherwise(a: Facts, b: Facts) -> bool:
@@ -138,9 +142,13 @@ def _only_told_otherwise(a: Facts, b: Facts) -> bool:
     more, fewer = here - there, there - here
     return (
         not (more and fewer)
-        and all(value.endswith(("th", "x")) for value, _ in more + fewer)
+        and all(_told_in_words(value, b if more else a) for value, _ in more + fewer)
         and _told_anew(a, b)
     )
+
+
+def _told_in_words(value: str, other: Facts) -> bool:
+    return value.endswith("th") or (value.endswith("x") and not _TIMES.isdisjoint(other.words))
 
 
 def comparison(a: Facts, b: Facts) -> bool:
@@ -214,9 +222,12 @@ def modality(a: Facts, b: Facts) -> bool:
     """ "Can I skip it?" / "Must I skip it?"; "May I?" / "Do I have to?"; "It might be late"."""
     if a.modality and b.modality:
         return a.modality != b.modality
-    if _UNSURE.isdisjoint(a.words) and _UNSURE.isdisjoint(b.words):
+    if _UNSURE.isdisjoint(a.words) == _UNSURE.isdisjoint(b.words):
         return False
-    return not _UNSURE.isdisjoint(a.words ^ b.words) and _same_words(a, b)
+    # "What might cause it?" and "May I ask ...?" only ask.
+    return not (a.text + " ").startswith(_ONLY_ASKING) and (
+        not (b.text + " ").startswith(_ONLY_ASKING) and _same_words(a, b)
+    )
 
 
 def quantity(a: Facts, b: Facts) -> bool:
@@ -314,7 +325,7 @@ def role(a: Facts, b: Facts) -> bool:
     if a.suffers != b.suffers:
         told = (b if a.suffers else a).words
         # "A bee stung me", "I was stung by a bee"
-        return "you" not in told and not ("by" in told and not _PASSIVE.isdisjoint(told))
+        return "you" not in told and not ("by" in told and (b if a.suffers else a).passive)
     return (
         "other" in (a.asks, b.asks)
         and ("doer" in a.asks) != ("doer" in b.asks)
@@ -525,6 +536,10 @@ def _flipped(a: Facts, b: Facts) -> bool:
     """Whether a word of `a` alone has its opposite in `b`: beside it in `a` as well, or not."""
     for word in lexicon.ANTONYMS.keys() & (a.stems - b.stems):
         for opposite in lexicon.ANTONYMS[word]:
+            if _same_particle(word, opposite, a, b) or (
+                a.numbers == b.numbers and word in _UNITS and opposite in _UNITS
+            ):
+                continue  # "rent it out", "rent out"; "1 year", "12 months"
             # A preposition that both say is no opposite: "pay for it", "vote against it for me".
             if opposite in b.stems and (opposite not in a.stems or opposite not in lexicon.STOP):
                 return True
@@ -532,6 +547,13 @@ def _flipped(a: Facts, b: Facts) -> bool:
 
 
 @lru_cache(_KEPT_WORDS)
+def _same_particle(word: str, opposite: str, a: Facts, b: Facts) -> bool:
+    if (" " in word) == (" " in opposite):
+        return False
+    longer = max(word, opposite, key=len)
+    return longer.rpartition(" ")[2] in a.stems & b.stems
+
+
 def _may_negate(word: str) -> bool:
     return (len(word) > _SHORTEST_NEGATED and word.startswith(_STARTS)) or word.endswith("less")
 

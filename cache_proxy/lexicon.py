@@ -74,7 +74,7 @@ __all__ = [
 _KEPT_WORDS = 16_384
 # Shorter words are one slip away from too many others.
 _SHORTEST_SLIP = 4
-# Two words that are both rare are two words, unless they are as long as this.
+# Two rare words are two words, unless they are as long as this and two letters changed places.
 _LONG = 7
 # Letters that make another word at the end of one: sugar, sugary.
 _ENDINGS = frozenset("ydrsnt")
@@ -134,8 +134,8 @@ def misspelt(one: str, other: str) -> bool:
     """Whether one is the other with one slip, and no word itself: delivery, delivry."""
     if one in LOOKALIKES or other in LOOKALIKES:
         return False
-    if _known(one) == _known(other) and (_known(one) or min(len(one), len(other)) < _LONG):
-        return False
+    if _known(one) == _known(other):
+        return not _known(one) and len(one) >= _LONG and _two_swapped(one, other)
     return any(_one_slip(one, word) for word in MEMBERS.get(other, (other,))) or any(
         _one_slip(word, other) for word in MEMBERS.get(one, (one,))
     )
@@ -143,6 +143,12 @@ def misspelt(one: str, other: str) -> bool:
 
 def _known(word: str) -> bool:
     return word in RARITY or word in SYNONYMS or word in MEMBERS
+
+
+def _two_swapped(one: str, other: str) -> bool:
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    turned = one[:at] + one[at : at + 2][::-1] + one[at + 2 :]
+    return at > 0 and one != other and turned == other
 
 
 def _one_slip(one: str, other: str) -> bool:

@@ -76,7 +76,9 @@ _NOT_A_NAME = frozenset(["e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.s.a", "etc
 def in_words(prose: str) -> tuple[str, str]:
     """With roman numbers in digits; and with other words too for those that only capitals tell from
     little ones."""
-    spelt = _ROMAN.sub(_in_digits, prose) if any(x in prose for x in _MAYBE_ROMAN) else prose
+    # Where roman numbers are what is asked about, they stay.
+    roman = any(x in prose for x in _MAYBE_ROMAN) and "oman " not in prose
+    spelt = _ROMAN.sub(_in_digits, prose) if roman else prose
     if prose.isupper() or not any(sign in prose for sign in _MAYBE_TELLING):
         return spelt, spelt
     return spelt, _TELLING_CASE.sub(_told_apart, spelt)

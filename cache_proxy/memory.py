@@ -206,7 +206,7 @@ class Memory:
     ) -> None:
         vector = await self._vector(embedding)
         if vector:
-            entry = replace(entry, gist=gist(entry.text))  # now, while nobody waits for it
+            entry = replace(entry, gist=_gist(entry.text))  # now, while nobody waits for it
         try:
             # Store first: a key the index knows must always have had an entry behind it.
             evicted = await self.store.put(entry, vector, ttl)
@@ -291,3 +291,10 @@ def _heard(embedding: asyncio.Future[Recall]) -> None:
     """A failure that nobody waits for any more is no news to asyncio's log."""
     if not embedding.cancelled():
         embedding.exception()
+
+
+def _gist(text: str) -> str:
+    try:
+        return gist(text)
+    except Exception:  # noqa: BLE001 - found by its words all the same; what failed names the prompt
+        return ""

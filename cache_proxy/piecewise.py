@@ -16,7 +16,7 @@ from .model import Answer, Bypass, Directives, Entry, Kind, Outcome, Usage
 from .passage import Landing
 from .protocols import embeddings_api as api
 from .protocols.openai_request import Unreadable
-from .proxy import Proxy, flight_body
+from .proxy import Proxy, aside, flight_body
 from .reading import Exchange
 from .reply import Reply, hit_headers
 from .store import Look
@@ -48,7 +48,7 @@ class Piecewise:
         """The path of one embeddings request."""
         started = self._parts.now()
         try:
-            batch = self._read(exchange)
+            batch = await aside(exchange, self._read, exchange)
         except BadRequest as exc:
             return self._proxy.refuse(exchange, exc, started)
         if isinstance(batch, Bypass):

@@ -37,7 +37,7 @@ from .upstream.completion import Completion
 from .upstream.deadlines import patience
 from .upstream.relay import Errand, Journey, Relay
 
-__all__ = ["Parts", "Proxy", "flight_body"]
+__all__ = ["Parts", "Proxy", "aside", "flight_body"]
 
 log = structlog.get_logger("cache_proxy")
 
@@ -85,7 +85,7 @@ class Proxy:
         """The path of one request."""
         started = self._parts.now()
         try:
-            call = await _aside(exchange, self._parts.reader.read, exchange)
+            call = await aside(exchange, self._parts.reader.read, exchange)
         except BadRequest as exc:
             return self.refuse(exchange, exc, started)
         if isinstance(call, Bypass):
@@ -93,7 +93,7 @@ class Proxy:
 
         try:
             told = call.request, call.asked, self._parts.policy
-            prompt = await _aside(exchange, decisions.admit, *told)
+            prompt = await aside(exchange, decisions.admit, *told)
         except Exception as exc:  # noqa: BLE001 - a mistake of ours must cost hits, not answers
             log.warning("judging", error=type(exc).__name__)  # its text may hold the prompt's
             return await self.pass_by(exchange, call, "internal", started)
@@ -138,10 +138,10 @@ class Proxy:
         readable = accepted and not call.asked.no_cache
         if readable and look.entry and decisions.fits(look.entry, call.asked, now):
             # Where it is only looked up, upstream's answer takes its place, and needs a vector.
-            return Hit(look.entry, "exact", 1.0), self._again(call)
+            return Hit(look.entry, "exact", 1.0), await self._again(exchange, call)
         text = call.request.text or ""
         told = call.request, call.asked, self._parts.policy
-        if reason := await _aside(exchange, decisions.closed, *told):
+        if reason := await aside(exchange, decisions.closed, *told):
             # Who asked for exact matches only did not ask to be found by them only.
             found = self._parts.memory.embed(text) if reason == "mode" and text else _NOTHING
             return Miss(_unread(call, accepted) or reason), found
@@ -161,14 +161,14 @@ class Proxy:
         verdict = decisions.choose(text, found.candidates, call.asked, policy, now, read)
         return verdict, found
 
-    def _again(self, call: Call) -> Recollection:
+    async def _again(self, exchange: Exchange, call: Call) -> Recollection:
         """The embedding of what is found and stored anew all the same, in shadow mode."""
         policy, text = self._parts.policy, call.request.text
         shadow = decisions.only_looked_up(call.request.model, call.asked, policy, exact=True)
         if not shadow or not text:
             return _NOTHING
-        by_meaning = decisions.closed(call.request, call.asked, policy) in ("", "mode")
-        return self._parts.memory.embed(text) if by_meaning else _NOTHING
+        closed = await aside(exchange, decisions.closed, call.request, call.asked, policy)
+        return self._parts.memory.embed(text) if closed in ("", "mode") else _NOTHING
 
     def _outcome(
         self, exchange: Exchange, call: Call, verdict: Hit | Miss, found: Recollection
@@ -492,7 +492,7 @@ class Proxy:
         return failure(outcome, body, retry=exc.retry, retry_after=exc.retry_after)
 
 
-async def _aside(exchange: Exchange, work: Callable[..., R], *arguments: Any) -> R:
+async def aside(exchange: Exchange, work: Callable[..., R], *arguments: Any) -> R:
     """Work that grows with the body: for a long one beside the loop, which serves others."""
     if len(exchange.body) <= _LONG_BODY:
         return work(*arguments)

@@ -16,6 +16,7 @@ from cache_proxy import lexicon
 __all__ = ["between", "numbers"]
 
 _NUMERIC = re.compile(r"(-?)([$€£₫#]?)(\d[\d.,:/']*)([a-zµ°%]*)")
+_LONGEST = 15  # digits; what goes on is no number
 _RANGE = re.compile(r"\d{1,3}-\d{1,3}")
 _GROUPED = re.compile(r"\d{1,3}(?:[,']\d{3})+(?:\.\d+)?")
 _GROUPED_BY_POINTS = re.compile(r"\d{1,3}(?:\.\d{3}){2,}")
@@ -24,7 +25,7 @@ _DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _NO_CENTS = re.compile(r"\.0+$")
 _MAYBE_NUMBER = re.compile("[0-9\u0080-\U0010ffff]")
 _ORDINAL = frozenset(["st", "nd", "rd", "th"])
-_NEXT_WORD_UNITS = frozenset("fcmgl")
+_NEXT_WORD_UNITS = frozenset("fcmglw")
 _ENDS = frozenset(["from", "to"])
 _HALVES = ("am", "pm")
 _HALF_OF_DAY: Mapping[tuple[str, ...], str] = {
@@ -39,6 +40,7 @@ _MONTHS = frozenset(map(lexicon.label, [
 _ARTICLES = ("a", "an")
 _AND_A_HALF = ("and", "a", "half")
 _MAY_COUNT = lexicon.NUMBERS.keys() | _ARTICLES
+_FRACTION = re.compile(r"[1-9]/[2-9]")
 _PLAIN_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,6}|/[1-9]\d{0,5})?")
 _SMALLER: Mapping[str, Mapping[str, str]] = {
     "s": {"ms": "1/1000", "min": "60", "h": "3600", "day": "86400", "week": "604800"},
@@ -131,7 +133,9 @@ def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, s
     if not value:
         return "", "", 0
     used = 1
-    while value.replace(".", "", 1).isdecimal() and at + used < len(words):
+    while (
+        len(value) <= _LONGEST and value.replace(".", "", 1).isdecimal() and at + used < len(words)
+    ):
         # "two hundred and forty"
         joined = words[at + used] == "and" and value.endswith("00") and at + used + 1 < len(words)
         scaled = _scaled(value, words[at + used + joined], spelt_out=words[at].isalpha())
@@ -140,7 +144,7 @@ def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, s
         value, used = scaled, used + 1 + joined
     if value.isdecimal() and tuple(words[at + used : at + used + 3]) == _AND_A_HALF:
         value, used = f"{2 * int(value) + 1}/2", used + 3
-    if "/" in value and not unit:
+    if _FRACTION.fullmatch(value) and not unit:
         # "half a cup", "a quarter of an acre", "half a dozen"
         beyond = at + used
         beyond += words[beyond : beyond + 1] in (["of"], ("of",))
@@ -221,7 +225,7 @@ def _digits(word: str, *, vietnamese: bool) -> tuple[str, str]:
 def _clock(value: str, half: str) -> str:
     """ "8" and "pm" is 20:00; "" when that is no hour."""
     hour, _, minute = value.partition(":")
-    if not hour.isdecimal() or not 0 < int(hour) <= _NOON:
+    if len(hour) > 2 or not hour.isdecimal() or not 0 < int(hour) <= _NOON:
         return ""
     return f"{int(hour) % _NOON + (_NOON if half == 'pm' else 0)}:{minute or '00'}"
 

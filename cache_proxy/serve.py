@@ -33,7 +33,7 @@ from .opening import embedded_store
 from .settings import Settings
 from .wiring import Sidecar, open_encoder, router, sidecar
 
-__all__ = ["bind", "quiet", "run", "running"]
+__all__ = ["bind", "look_after", "quiet", "run", "running"]
 
 log = structlog.get_logger("cache_proxy")
 
@@ -101,8 +101,15 @@ async def _keep_alive(valkey: EmbeddedValkey) -> None:
     """A store that died comes back by itself."""
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
-        with contextlib.suppress(ConfigError):
-            valkey.ensure()
+        look_after(valkey)
+
+
+def look_after(valkey: EmbeddedValkey) -> None:
+    """What fails now, for want of files or processes, is tried again at the next look."""
+    try:
+        valkey.ensure()
+    except (ConfigError, OSError) as exc:
+        log.warning("store", state="down", error=type(exc).__name__)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -237,7 +244,7 @@ def _serve_many(
     while not stopping:
         wait([child.sentinel for child in children], timeout=_WATCH_SECONDS)
         if valkey is not None:
-            valkey.ensure()
+            look_after(valkey)
         for place, child in enumerate(children):
             if not stopping and not child.is_alive():
                 log.warning("worker", ended=child.exitcode)

@@ -49,6 +49,12 @@ _LETTER = re.compile(r"[^\W\d_]")
 _VIETNAMESE_LETTER = re.compile("[ăđơưạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủũứừửữựỳỵỷỹ]")
 # Syllables that only Vietnamese typed without marks begins so.
 _BARE_SYLLABLE = re.compile(r"(?:ngh?|nh|kh)[aeiouy]{1,3}(?:ng|nh|ch|[cmnpt])?")
+# With one of these a courtesy may be what is asked about.
+_ABOUT_WORDS = frozenset([
+    "translate", "translation", "say", "phrase", "word", "words", "sentence", "mean", "means",
+    "meaning", "synonym", "proofread", "rewrite", "rephrase", "correct", "reply", "respond",
+    "spell", "pronounce", "write", "lyrics", "song",
+])  # fmt: skip
 _BEFORE_A_FRAME = (("hi",), ("hello",), ("hey",), ("please",), ("so",), ("but",), ("and",))
 _BARE_STARTS = ("ng", "nh", "kh")
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
@@ -147,6 +153,8 @@ def phrases(words: Sequence[str], openings: Openings) -> Iterator[tuple[int, str
 def unframed(words: Sequence[str]) -> Sequence[str]:
     """The words less what only frames them: "quick question", "thanks in advance"."""
     found = [(at, at + frame.count(" ") + 1) for at, frame in phrases(words, lexicon.FRAMES)]
+    if not found or not _ABOUT_WORDS.isdisjoint(words):
+        return words
     first, last = 0, len(words)
     for start, end in found:
         if start == first or words[first:start] in _BEFORE_A_FRAME:

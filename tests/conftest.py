@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import settings as examples
 
 from cache_proxy import settings as configuration
 from cache_proxy import stats
@@ -28,6 +29,9 @@ from embeddings import Encoder
 from tests.scripted import ScriptedUpstream, scripted_upstream
 
 _names = itertools.count(1)
+
+# The same examples each time, however long one takes: a run here must not fail by chance.
+examples.load_profile("ci")
 
 
 @dataclass
@@ -88,7 +92,7 @@ class World:
         """One raw request, `path` below the proxy's origin; its whole answer."""
         origin = base or self.base.removesuffix("/v1")
         named = [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers or {}).items()]
-        response = await self.client.send(method, origin + path, named, body, read_seconds=30)
+        response = await self.client.send(method, origin + path, named, body, read_seconds=90)
         whole = b"".join([chunk async for chunk in response.chunks()])
         await response.close()
         told = {k.decode(): v.decode("latin-1") for k, v in response.headers}
@@ -119,7 +123,9 @@ class World:
         now = time.time()
         return stats.as_json(await stats.collect(store, now - 3_600, now, by))
 
-    async def until(self, done: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:
+    async def until(
+        self, done: Callable[[], bool | Awaitable[bool]], seconds: float = 60.0
+    ) -> None:
         """Wait for a condition, with a deadline."""
         deadline = time.monotonic() + seconds
         while True:
@@ -128,6 +134,11 @@ class World:
                 return
             assert time.monotonic() < deadline, "the condition did not come true in time"
             await asyncio.sleep(0.01)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for sockets and models first: what takes no time fills up the end."""
+    items.sort(key=lambda item: "live" not in item.keywords)
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +168,24 @@ def one_encoder() -> Iterator[None]:
         yield
 
 
+class _Hurried:
+    """asyncio, for who looks every tenth of a second whether it is over: ten times as often."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_soon() -> Iterator[None]:
+    """uvicorn takes a quarter of a second to close, which all worlds together make minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.server.asyncio", _Hurried())
+        yield
+
+
 WorldMaker = Callable[..., Any]
 
 
@@ -183,8 +212,8 @@ def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
                     "audit_share": 0,  # an audit more or less would make every count a guess
                     # Likewise a retry; tests of them ask for them.
                     "retry": {"attempts": 1},
-                    "cache_ms": 5_000,
-                    "store_ms": 1_000,
+                    "cache_ms": 60_000,
+                    "store_ms": 30_000,
                 }
                 | flags
             )
@@ -195,7 +224,7 @@ def world_maker(valkey: str, data_dir: Path) -> WorldMaker:
             sidecar, _ = await stack.enter_async_context(
                 running(settings, store_url, proxy_socket=proxy_socket, admin_socket=admin_socket)
             )
-            client = Upstream(max_connections=500, connect_seconds=5)
+            client = Upstream(max_connections=500, connect_seconds=60)
             stack.push_async_callback(client.close)
             stack.callback(upstream.stop)  # beside the sidecar, which takes as long
             yield World(

@@ -68,14 +68,14 @@ class Line:
             )
         self.writer.transport.abort()
 
-    async def head(self, seconds: float = 10.0) -> tuple[int, dict[str, str]]:
+    async def head(self, seconds: float = 60.0) -> tuple[int, dict[str, str]]:
         async with asyncio.timeout(seconds):
             raw = await self.reader.readuntil(b"\r\n\r\n")
         first, *lines = raw.decode("latin-1").split("\r\n")[:-2]
         pairs = (line.partition(":") for line in lines)
         return int(first.split()[1]), {name.lower(): value.strip() for name, _, value in pairs}
 
-    async def answer(self, seconds: float = 10.0) -> Told:
+    async def answer(self, seconds: float = 60.0) -> Told:
         """The next whole answer, or what there was of it."""
         status, headers = await self.head(seconds)
         async with asyncio.timeout(seconds):
@@ -87,7 +87,7 @@ class Line:
                 return Told(status, headers, *await self._chunks())
             return Told(status, headers, await self.reader.read(), True)
 
-    async def rest(self, seconds: float = 10.0) -> bytes:
+    async def rest(self, seconds: float = 60.0) -> bytes:
         """All that comes until the other side closes; a reset ends it as well."""
         found = b""
         async with asyncio.timeout(seconds):

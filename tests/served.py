@@ -15,6 +15,13 @@ from pathlib import Path
 
 __all__ = ["Ran", "Served", "command", "until"]
 
+# No audit that would make every count a guess, and deadlines that no busy machine misses.
+PATIENT = {
+    "CACHE_PROXY_AUDIT_SHARE": "0",
+    "CACHE_PROXY_CACHE_MS": "60000",
+    "CACHE_PROXY_STORE_MS": "30000",
+}
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -37,9 +44,9 @@ async def command(*words: str, **environment: str) -> Ran:
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "140", "CACHE_PROXY_AUDIT_SHARE": "0", **environment},
+        env={**os.environ, "COLUMNS": "140", **PATIENT, **environment},
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(), err.decode())
@@ -77,7 +84,7 @@ class Served:
     def err(self) -> str:
         return self._err.read_text()
 
-    async def start(self, seconds: float = 30.0) -> Served:
+    async def start(self, seconds: float = 90.0) -> Served:
         """Return once the banner is out, which is when requests are answered."""
         with self._out.open("wb") as out, self._err.open("ab") as err:
             self.process = subprocess.Popen(  # noqa: ASYNC220  signalled by its id, polled, never read
@@ -88,7 +95,7 @@ class Served:
                 ],
                 stdout=out,
                 stderr=err,
-                env={**os.environ, "CACHE_PROXY_AUDIT_SHARE": "0", **self._environment},
+                env={**os.environ, **PATIENT, **self._environment},
             )
         process = self.process
         await until(lambda: "stats: " in self.out or process.poll() is not None, seconds)
@@ -97,12 +104,12 @@ class Served:
         self.admin_port = int(re.findall(r"admin: http://[^:]+:(\d+)", self.out)[0])
         return self
 
-    async def stop(self, seconds: float = 20.0) -> int:
+    async def stop(self, seconds: float = 60.0) -> int:
         """SIGTERM, and the exit status."""
         return await self._end(signal.SIGTERM, seconds)
 
     async def kill(self) -> None:
-        await self._end(signal.SIGKILL, 5.0)
+        await self._end(signal.SIGKILL, 60.0)
 
     async def _end(self, number: int, seconds: float) -> int:
         process = self.process
@@ -124,7 +131,7 @@ class Served:
                 self.process.wait()
 
 
-async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -129,7 +129,7 @@ def test_the_notebook_runs_and_shows_tables_and_a_plot(
     monkeypatch.setenv("THRESHOLD_LIMIT", "4")
     monkeypatch.setenv("THRESHOLD_ENCODERS", encoder)
     notebook = nbformat.read(FOLDER / "threshold.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=90, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = list(itertools.chain.from_iterable(c.get("outputs", []) for c in notebook.cells))
     printed = "".join(output.get("text", "") for output in outputs)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1

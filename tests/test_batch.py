@@ -295,3 +295,14 @@ def test_answers_go_into_files_alone(tmp_path: Path, which: str) -> None:
     with pytest.raises(ConfigError, match="is no file"):
         files.open()
     assert path.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """Nothing but the run's own files is taken away or put in another's place."""
+    files = Files(tmp_path, line())
+    for link in (files.output, files.errors):
+        link.symlink_to(tmp_path / f"{link.name}.target")
+    with files.open():
+        assert files.errors.stat().st_size == 0
+    assert files.output.is_symlink()
+    assert files.errors.is_symlink()

@@ -227,11 +227,13 @@ def _statements(code: str) -> list[str]:
 
 
 def _patient() -> Any:
-    """Until the server listens, for 5 seconds at most."""
+    """Until the server listens, for a minute at most."""
     import redis.retry
     from redis.backoff import ConstantBackoff
 
-    return redis.retry.Retry(ConstantBackoff(0.05), 100, (redis.ConnectionError, FileNotFoundError))
+    return redis.retry.Retry(
+        ConstantBackoff(0.05), 1_200, (redis.ConnectionError, FileNotFoundError)
+    )
 
 
 async def _python(code: str, **environment: str) -> tuple[int, str]:
@@ -243,5 +245,5 @@ async def _python(code: str, **environment: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    out, _ = await asyncio.wait_for(child.communicate(), 30)
+    out, _ = await asyncio.wait_for(child.communicate(), 100)
     return child.returncode or 0, out.decode()

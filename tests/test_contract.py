@@ -25,6 +25,7 @@ from cache_proxy.directives import directives
 from cache_proxy.errors import BadRequest, UpstreamUnavailable
 from tests.conftest import Answered, World, WorldMaker
 from tests.scripted import Reply, Seen, completion, echo, scripted_upstream, streamed, whole
+from tests.stopwatch import awake
 
 pytestmark = pytest.mark.live
 
@@ -103,7 +104,7 @@ async def spoken(world: World, request: bytes) -> tuple[bytes, bytes]:
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(request)
     await writer.drain()
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     head, _, rest = answer.partition(b"\r\n\r\n")
     return head, rest
@@ -240,16 +241,16 @@ async def test_a_lifetime_can_only_be_shortened(make_world: WorldMaker) -> None:
     async with make_world(model="none", ttl="1h") as world:
         for text, asked, at_most in (("one", "60", 60), ("two", "999999", 3_600)):
             await world.ask(text, headers={"x-cache-ttl": asked})
-            assert at_most - 5 <= left(await world.ask(text)) <= at_most
+            assert at_most - 30 <= left(await world.ask(text)) <= at_most
 
         await world.ask("three", headers={"x-cache-ttl": "1"})
-        before = time.monotonic()
+        before = awake()
 
         async def gone() -> bool:
             return (await world.ask("three")).kind == "MISS"
 
         await world.until(gone)
-        assert time.monotonic() - before < 3
+        assert awake() - before < 4
 
 
 async def test_namespaces_part_what_is_otherwise_equal(world: World) -> None:
@@ -456,7 +457,7 @@ async def test_a_hit_has_an_id_and_a_date_of_its_own(make_world: WorldMaker) -> 
         assert all(name.startswith("chatcmpl-") for name in ids)
         assert len({event["id"] for event in events}) == 1
         for created in (*(hit.json["created"] for hit in hits), events[0]["created"]):
-            assert abs(created - time.time()) < 5
+            assert abs(created - time.time()) < 60
         assert hits[0].json | {"id": "", "created": 0} == miss.json | {"id": "", "created": 0}
 
 
@@ -860,7 +861,7 @@ async def test_a_large_upload_and_download_arrive_whole(make_world: WorldMaker) 
             world.base + "/files",
             headers,
             parts(),
-            read_seconds=20,
+            read_seconds=60,
         )
         answer = b"".join([part async for part in response.chunks()])
         await response.close()
@@ -890,7 +891,7 @@ async def test_bytes_flow_both_ways_as_they_come(make_world: WorldMaker) -> None
     async with make_world(upstream=f"http://127.0.0.1:{port}/v1", model="none") as world:
         url = urlsplit(world.base)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             writer.write(raw(b"POST", b"/v1/audio/transcriptions", b"Content-Length: 8"))
             writer.write(b"half")
             assert await got.get() == b"half"

@@ -16,6 +16,7 @@ from redis import Redis
 
 from cache_proxy.embedded import EmbeddedValkey, server_binary
 from cache_proxy.errors import ConfigError
+from cache_proxy.serve import look_after
 
 pytestmark = pytest.mark.live
 SIZE = 64 * 2**20
@@ -30,7 +31,7 @@ server.stop()
 """
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "did not come to pass in time"
@@ -125,7 +126,7 @@ def test_the_server_ends_with_its_killed_owner_and_the_next_takes_over(
     owner.kill()
     owner.wait()
     until(lambda: not runs(pid))
-    until(lambda: server.ensure() and not server.attached, 30)
+    until(lambda: server.ensure() and not server.attached)
     until(lambda: server.alive and _pings(url))
     assert Redis.from_url(url).get("a") == b"b"
 
@@ -147,6 +148,15 @@ def test_who_takes_over_waits_for_a_server_that_is_still_closing_its_files(
     until(lambda: server.alive and _pings(url))
 
 
+def test_a_look_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    """Without the folder, or out of files for a moment, it is looked again later."""
+    server = EmbeddedValkey(tmp_path / "gone", SIZE)
+    server.attached = True
+    with pytest.raises(OSError, match="gone"):
+        server.ensure()
+    look_after(server)
+
+
 def test_a_killed_server_comes_back_by_itself(server: EmbeddedValkey) -> None:
     """`ensure`, called now and then, restarts it within seconds."""
     url = server.start()
@@ -154,8 +164,8 @@ def test_a_killed_server_comes_back_by_itself(server: EmbeddedValkey) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: not server.alive)
-    until(server.ensure, 3)
-    until(lambda: _pings(url), 3)
+    until(server.ensure, 15)
+    until(lambda: _pings(url), 15)
     assert server.pid != pid
 
 

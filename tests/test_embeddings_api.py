@@ -44,7 +44,11 @@ def test_inputs_become_items(given_input: Any, items: tuple[bytes, ...], single:
 
 
 @pytest.mark.parametrize(
-    "given_input", [None, [], {}, 1, [1, "a"], [True], [1.0], [["a"]], [[]], ["a", None]]
+    "given_input",
+    [
+        *(None, [], {}, 1, [1, "a"], [True], [1.0], [["a"]], [[]], ["a", None]),
+        ["a"] * (api.MOST_INPUTS + 1),
+    ],
 )
 def test_odd_inputs_are_left_alone(given_input: Any) -> None:
     """I3: what cannot be read is not guessed."""

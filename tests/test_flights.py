@@ -89,7 +89,7 @@ async def whole(flight: Flight[bytes | None]) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  what it waits for takes turns, not time
             await asyncio.sleep(0)
 

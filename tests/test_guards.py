@@ -23,6 +23,9 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("How do I cook rice?", "Lam sao de nau com cho nhieu nguoi?"),
     ],
     "numbers": [
+        ("How many weeks are 14 days?", "How many weeks are 2 weeks?"),
+        ("Convert 5 feet to inches", "Convert 60 inches to inches"),
+        ("open 24/7 for a hundred guests", "open 24/7 for two hundred guests"),
         ("crowns of King Edward VII", "crowns of King Edward VIII"),
         ("rest for an hour and a half", "rest for 2 hours"),
         ("wait 3-4 days", "wait 34 days"),
@@ -66,6 +69,8 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("Which is the cheapest train to Oslo?", "Which is the fastest train to Oslo?"),
     ],
     "negation": [
+        ("Is not voting a crime?", "Is voting a crime?"),
+        ("Didn't get my refund, what now?", "Did get my refund, what now?"),
         ("It rings but I can't answer it.", "I can answer it but it doesn't ring."),
         ("What if I pay it?", "What if I fail to pay it?"),
         ("a drink with sugar", "a sugar-free drink with sugar"),
@@ -84,6 +89,7 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("Hãy gọi cho tôi", "Đừng gọi cho tôi"),
     ],
     "antonyms": [
+        ("Translate into French: good morning", "Translate into French: good evening"),
         ("How do I sublet, that is rent out, a room?", "How do I sublet, that is rent, a room?"),
         ("How do I scale up a service?", "How do I scale down a service?"),
         ("What did it earn this year?", "What did it earn last year?"),
@@ -250,6 +256,8 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
         ("What if my landlord owes me money?", "What if I owe my landlord money?"),
     ],
     "substitution": [
+        ("What causes dysphagia?", "What causes dysphasia?"),
+        ("the boiling point of butanol", "the boiling point of butanal"),
         ("subtract column A from it", "subtract column B from it"),
         ("How do I paint a roof?", "How do I paint a room?"),
         ("track my order", "cancel my order"),
@@ -285,6 +293,10 @@ OBJECTS: dict[str, list[tuple[str, str]]] = {
 
 # Pairs that may share an answer: no guard may object.
 SHARE: list[tuple[str, str]] = [
+    ("How do I rent out my house?", "How do I rent my house out?"),
+    ("What might cause a rash?", "What causes a rash?"),
+    ("a lease of 12 months ends early", "a lease of 1 year ends early"),
+    ("May I ask whether it is legal?", "Is it legal?"),
     ("Keep it for two weeks.", "Keep it for 14 days."),
     ("Bake it for an hour and a half.", "Bake it for 90 minutes."),
     ("Add half a kilo of rice.", "Add 500 g of rice."),
@@ -417,7 +429,10 @@ def test_each_guard_can_be_switched_off(name: str) -> None:
 
 
 ODD = "what is not don't on off 2 7am Paris == \" ` ``` \n from to không tắt new york . x_y ' US"
-WORDS = st.sampled_from([*ODD.split(" "), "unsafe", "safe", "-rf", "and", "or"])
+NUMBERS = "9/11 24/7 1/0 0/5 1/2 n/2 http/2 a an of half one hundred dozen million pm noon 3-4 XIV"
+WORDS = st.sampled_from(
+    [*ODD.split(" "), *NUMBERS.split(" "), "9" * 5_000, "unsafe", "safe", "-rf", "and", "or"]
+)
 TEXTS = st.one_of(st.text(max_size=80), st.lists(WORDS, max_size=14).map(" ".join))
 
 

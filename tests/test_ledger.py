@@ -263,7 +263,7 @@ async def test_the_loop_outlives_a_store_that_is_away() -> None:
     store.left = 0
     ledger.record(hit())
     task = asyncio.create_task(ledger.run(store, every=0.001))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await store.refused_thrice.wait()
         store.left = None
         await store.taken.wait()
@@ -506,7 +506,7 @@ def test_recording_costs_microseconds() -> None:
     ledger = ledger_at(Clock())
     outcome = hit("semantic", saved=Usage(100, 50), saved_cost=12_345, ms=3.3, encode_ms=2.5)
     best = float("inf")
-    for _ in range(5):
+    for _ in range(20):
         begun = time.perf_counter()
         for _ in range(1000):
             ledger.record(outcome)

@@ -49,7 +49,8 @@ def script(seen: Seen) -> Reply | Any:
     if dice.random() < 0.5:
         usage = usage | {"prompt_tokens_details": {"cached_tokens": usage["prompt_tokens"] // 2}}
     reply = whole(seen.answered, seen, usage=usage)
-    reply.delay = 0.15 if "slow" in text else 0.0
+    if "slow" in text:  # and those that nobody waits for are never answered
+        reply.delay = 60 if "Nor for" in text else 0.15
     return reply
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from cache_proxy.protocols.chat import MOST_MESSAGES, MOST_PARTS
 from tests.conftest import WorldMaker
-from tests.scripted import Reply, Seen, echo
+from tests.scripted import Reply, Seen, echo, whole
 from tests.stopwatch import of_three
 
 pytestmark = pytest.mark.live
@@ -62,8 +62,9 @@ async def watched() -> AsyncIterator[Watch]:
         task.cancel()
 
 
-def shortly(_: Seen) -> Reply:
-    return Reply(parts=(b'{"object":"an answer"}',))
+def shortly(seen: Seen) -> Reply:
+    """An answer that is kept, so that what was asked is also read for keeping."""
+    return whole("Because.", seen)
 
 
 @pytest.mark.parametrize(

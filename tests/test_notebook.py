@@ -110,7 +110,7 @@ def test_the_notebook_runs_and_shows_tables_and_plots(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HIT_RATE_LIMIT", "60")
     monkeypatch.setenv("HIT_RATE_THRESHOLDS", "0.8 0.92")
     notebook = nbformat.read(FOLDER / "hit_rate.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=90, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = list(itertools.chain.from_iterable(c.get("outputs", []) for c in notebook.cells))
     printed = "".join(output.get("text", "") for output in outputs)
     drawn = [o for o in outputs if "image/png" in o.get("data", {})]

@@ -34,5 +34,5 @@ async def test_an_answer_in_two_writes_is_not_held_back_for_the_clients_acknowle
     server = await asyncio.start_server(connected, sock=listening)
     async with server:
         _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
-        assert await asyncio.wait_for(accepted, 5)
+        assert await asyncio.wait_for(accepted, 60)
         writer.close()

@@ -156,6 +156,7 @@ async def test_an_upstream_that_takes_no_more_is_given_up(make_world: WorldMaker
         told = await line.answer()
         assert told.status == 504
         assert "took no more" in told.json["error"]["message"]
+        assert await line.rest() == b""  # what is left of the upload is waited for no longer
         assert await counted(world) == (1, {}, {"upstream": 1})
 
 
@@ -177,5 +178,6 @@ async def test_who_is_answered_early_need_send_no_more(make_world: WorldMaker) -
         line.send(halves()[0])
         told = await line.answer()
         assert (told.status, told.body, told.whole) == (200, b"halfrest", True)
+        assert await line.rest() == b""
         assert await counted(world) == (1, {"passthrough": 1}, {})
     server.close()

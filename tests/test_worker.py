@@ -12,6 +12,7 @@ import pytest
 
 from embeddings import Encoded, EncoderError, Index, Worker, WorkerBusy, unpack
 from embeddings.vectors import Floats
+from tests.stopwatch import awake
 
 D = 8
 
@@ -69,12 +70,12 @@ def make(gate: Gate) -> Iterator[Callable[..., Worker]]:
 
     yield build
     gate.open.set()
-    assert all(worker.close(5) for worker in made)
+    assert all(worker.close(60) for worker in made)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; fail after five seconds."""
-    async with asyncio.timeout(5):
+    """Wait for a condition, with a deadline."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  what it waits for happens on another thread
             await asyncio.sleep(0.001)
 
@@ -147,11 +148,11 @@ async def test_a_wedged_encoder_does_not_hold_the_loop(
     worker = make()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(worker.submit("a", b"s", 8), 0.05)
-    begun = time.perf_counter()
+    begun = awake()
     for _ in range(100):
         worker.tell(lambda index: None)
         await asyncio.sleep(0)
-    assert time.perf_counter() - begun < 0.5
+    assert awake() - begun < 0.5
 
 
 async def test_a_job_whose_caller_left_is_skipped(make: Callable[..., Worker], gate: Gate) -> None:
@@ -280,7 +281,7 @@ async def test_closing_fails_what_still_waits(make: Callable[..., Worker], gate:
     waiting = worker.submit("waiting", None, 0)
     assert not await asyncio.to_thread(worker.close, 0.01)
     gate.open.set()
-    assert await asyncio.to_thread(worker.close, 5)
+    assert await asyncio.to_thread(worker.close, 60)
     assert (await begun).vector
     with pytest.raises(EncoderError):
         await waiting

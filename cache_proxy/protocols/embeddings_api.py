@@ -20,6 +20,7 @@ from cache_proxy.protocols.openai_answer import error, usage_of
 from cache_proxy.protocols.openai_request import Unreadable
 
 __all__ = [
+    "MOST_INPUTS",
     "EmbeddingsRequest",
     "Split",
     "Unreadable",
@@ -35,6 +36,9 @@ __all__ = [
 _TAKEN = fields.DELIVERY | fields.IDENTITY | {"input", "model"}
 _ITEM_MEMBERS = frozenset({"object", "index", "embedding"})
 _VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^\[\]]*\]|"[^"\\]*")')
+
+# What OpenAI itself takes.
+MOST_INPUTS = 2_048
 
 Json = dict[str, Any]
 
@@ -60,7 +64,10 @@ class Split:
 
 
 def parse(document: Json, *, path_model: str = "") -> EmbeddingsRequest:
-    """Read a body that `canonical.load` accepted. Raises `Unreadable`, and nothing else."""
+    """Read a body that `canonical.load` accepted. Raises `Unreadable`, and nothing else.
+
+    More than `MOST_INPUTS` inputs count as unreadable.
+    """
     model = fields.model_name(document, path_model)
     inputs, single = _inputs(document)
     return EmbeddingsRequest(
@@ -81,6 +88,8 @@ def _inputs(document: Json) -> tuple[list[Any], bool]:
     kinds = {type(item) for item in given}
     if kinds == {int}:
         return [given], True
+    if len(given) > MOST_INPUTS:
+        raise Unreadable("input")
     if kinds == {str}:
         return given, False
     if kinds == {list} and all(item and all(type(t) is int for t in item) for item in given):
