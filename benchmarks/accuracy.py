@@ -172,7 +172,8 @@ def _pair_sets(data: Path) -> Iterator[tuple[str, list[Pair]]]:
     for name in TUNING_FILES:
         yield f"own {name.removesuffix('.jsonl')}, tuning", load(name)
     for name in HELD_OUT_FILES:
-        yield f"own {_language(name)}, held out", load_held_out(name)
+        short = name.removeprefix("held_out.").removesuffix(".jsonl")
+        yield f"own {short}, held out", load_held_out(name)
 
 
 def _kmemo(data: Path) -> list[Pair]:
@@ -180,10 +181,6 @@ def _kmemo(data: Path) -> list[Pair]:
         return []
     trained = {(pair[0], pair[1]) for pair in train_score.tuning(data)["kmemo, near misses"]}
     return [pair for pair in load("kmemo", data) if (pair.a, pair.b) not in trained]
-
-
-def _language(name: str) -> str:
-    return name.removesuffix(".jsonl").rpartition(".")[2]
 
 
 def measure_pairs(
