@@ -346,10 +346,10 @@ def run(
 
 
 def table(rows: Sequence[Row], replays: Sequence[Replay]) -> str:
-    lines = [f"{'pairs':22}{'policy':16}{'alike, kept':30}unlike, served"]
+    lines = [f"{'pairs':26}{'policy':16}{'alike, kept':30}unlike, served"]
     for row in rows:
         kept, wrong = share(row.kept, row.alike), share(row.wrong, row.unlike)
-        lines.append(f"{row.data:22}{row.policy:16}{kept:30}{wrong}")
+        lines.append(f"{row.data:26}{row.policy:16}{kept:30}{wrong}")
     lines += ["", f"{'stream':38}{'policy':16}{'hit rate':30}wrong, of the hits"]
     for told in replays:
         hits, wrong = share(told.hits, told.requests), share(told.wrong, told.hits)
