@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import combinations
 
@@ -123,10 +122,14 @@ def problem(a: Facts, b: Facts) -> bool:
 
 
 def _told_anew(a: Facts, b: Facts) -> bool:
-    """Whether no longer part of the two is the same word for word."""
+    """Whether no third of the shorter one stands in the other word for word."""
     shorter = min(len(a.content), len(b.content))
-    run = SequenceMatcher(None, a.content, b.content, autojunk=False).find_longest_match().size
-    return shorter >= _TOLD_AT_LENGTH and run * 3 <= shorter
+    long = shorter // 3 + 1
+    return shorter >= _TOLD_AT_LENGTH and _runs(a.content, long).isdisjoint(_runs(b.content, long))
+
+
+def _runs(words: tuple[str, ...], long: int) -> set[tuple[str, ...]]:
+    return {words[at : at + long] for at in range(len(words) - long + 1)}
 
 
 def _digits(read: Facts) -> frozenset[str]:
