@@ -56,7 +56,7 @@ def test_the_command_measures_what_is_there_from_an_empty_cache(
     assert (tmp_path / "new/vectors.npy").exists()
     assert said() == first
     rows = [line for line in first.splitlines() if line.startswith("xquad vi")]
-    assert [line[22:38].strip() for line in rows] == POLICIES
+    assert [line[26:42].strip() for line in rows] == POLICIES
     assert "0.0% (0.0% to 84.2%)" in rows[-1]  # neither the English twin nor the other year
     assert "quora" not in first
     assert "kmemo" not in first
