@@ -105,7 +105,7 @@ def numbers(a: Facts, b: Facts) -> bool:
         # "I sent it 5 days ago and nobody has it" / "Nobody has received what I sent": where
         # more than that differs and one names no number, no number decides.
         return bool(a.numbers and b.numbers) or _reworded(a, b) < _TOLD_ANEW
-    if a.units and b.units and (_digits(a) - _digits(b) and _digits(b) - _digits(a)):
+    if a.units and b.units and _other_digits(a, b):
         return True  # "how many weeks are 14 days", "how many weeks are 2 weeks"
     return bool(a.units - b.units and b.units - a.units) or _miscounted(a, b)
 
@@ -117,7 +117,7 @@ def problem(a: Facts, b: Facts) -> bool:
         return False
     if a.content == b.content or sorted(a.content) == sorted(b.content):
         # "1955 kilometres", "1955000 metres": which are asked for?
-        return bool(_digits(a) - _digits(b) and _digits(b) - _digits(a))
+        return _other_digits(a, b)
     return not _told_anew(a, b)
 
 
@@ -132,8 +132,10 @@ def _runs(words: tuple[str, ...], long: int) -> set[tuple[str, ...]]:
     return {words[at : at + long] for at in range(len(words) - long + 1)}
 
 
-def _digits(read: Facts) -> frozenset[str]:
-    return frozenset(word for word in read.words if word[:1].isdigit())
+def _other_digits(a: Facts, b: Facts) -> bool:
+    """Whether each is written with digits that the other lacks, whatever they amount to."""
+    here, there = ({word for word in read.words if word[:1].isdigit()} for read in (a, b))
+    return bool(here - there and there - here)
 
 
 def _only_told_otherwise(a: Facts, b: Facts) -> bool:
@@ -379,16 +381,15 @@ def order(a: Facts, b: Facts) -> bool:
     # the asker changes sides: "he owes me money", "I owe him money".
     if "all" in a.quantity and a.words == b.words:
         return True  # "Are all squares rectangles?" / "Are all rectangles squares?"
+    one, other = moved[0][1:]
+    named_together = (min(one, other), max(one, other)) in a.coordinated | b.coordinated
     if moved[1][0] - moved[0][0] < 2 and ("me" in a.words) == ("me" in b.words):
         # "the mother of the king", "the king of the mother": what hangs on what has changed; "must
         # an employer give an employee", "must an employee give an employer".
-        one, other = moved[0][1:]
-        pair = (min(one, other), max(one, other))
         return a.roles[moved[0][0]] != a.roles[moved[1][0]] or (
-            other in lexicon.ANTONYMS.get(one, ()) and pair not in a.coordinated | b.coordinated
+            other in lexicon.ANTONYMS.get(one, ()) and not named_together
         )
-    pair = (min(moved[0][1:]), max(moved[0][1:]))
-    return pair not in a.coordinated and pair not in b.coordinated
+    return not named_together
 
 
 def _other_kind(a: Facts, b: Facts) -> bool:

@@ -125,6 +125,7 @@ def _number(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, st
 
 
 def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, str, int]:
+    """As `_number`, in the unit that is named."""
     if words[at] in _ARTICLES:  # "an hour and a half"
         unit = _unit_word(words[at + 1]) if at + 1 < len(words) else ""
         whole = unit and tuple(words[at + 2 : at + 5]) == _AND_A_HALF
@@ -145,20 +146,10 @@ def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, s
     if value.isdecimal() and tuple(words[at + used : at + used + 3]) == _AND_A_HALF:
         value, used = f"{2 * int(value) + 1}/2", used + 3
     if _FRACTION.fullmatch(value) and not unit:
-        # "half a cup", "a quarter of an acre", "half a dozen"
-        beyond = at + used
-        beyond += words[beyond : beyond + 1] in (["of"], ("of",))
-        beyond += "".join(words[beyond : beyond + 1]) in _ARTICLES
-        following = "".join(words[beyond : beyond + 1])
-        if beyond > at + used and _unit_word(following):
-            used = beyond - at
-        elif beyond > at + used and lexicon.NUMBERS.get(following, "").startswith("x"):
-            value = str(Fraction(value) * int(lexicon.NUMBERS[following][1:]))
-            used = beyond + 1 - at
-    if tuple(words[at + used : at + used + 3]) in _HALF_OF_DAY and not unit:
-        half = _HALF_OF_DAY[tuple(words[at + used : at + used + 3])]
-        if _clock(value, half):
-            return _clock(value, half), "", used + 3
+        value, used = _part_of(value, words, at, used)
+    half = _HALF_OF_DAY.get(tuple(words[at + used : at + used + 3]), "")
+    if half and not unit and _clock(value, half):
+        return _clock(value, half), "", used + 3
     if not unit and at + used < len(words):
         unit = _unit_word(words[at + used])
         used += bool(unit)
@@ -171,6 +162,20 @@ def _measure(words: Sequence[str], at: int, *, vietnamese: bool) -> tuple[str, s
     if unit in _HALVES and _clock(value, unit):
         return _clock(value, unit), "", used
     return value, unit, used
+
+
+def _part_of(value: str, words: Sequence[str], at: int, used: int) -> tuple[str, int]:
+    """ "half a cup", "a quarter of an acre": little words up to the unit; "half a dozen" is 6."""
+    little = 0
+    while at + used + little < len(words) and words[at + used + little] in ("of", *_ARTICLES):
+        little += 1
+    following = "".join(words[at + used + little : at + used + little + 1])
+    if little and _unit_word(following):
+        return value, used + little
+    scale = lexicon.NUMBERS.get(following, "")
+    if little and scale.startswith("x"):
+        return str(Fraction(value) * int(scale[1:])), used + little + 1
+    return value, used
 
 
 def _based(value: str, unit: str) -> tuple[str, str]:

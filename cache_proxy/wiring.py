@@ -35,7 +35,7 @@ from .flights import Flights
 from .judge import Judge
 from .ledger import Ledger
 from .memory import Memory
-from .model import Outcome, Policy
+from .model import Attempt, Outcome, Policy
 from .opening import NO_ENCODER, file_secret, open_store, price_overrides, store_secret
 from .piecewise import Piecewise
 from .pricing import PriceBook
@@ -46,11 +46,12 @@ from .stats import collect
 from .store import Store
 from .tally import labels
 from .tenancy import Tenancy, is_credential
+from .upstream.attempts import Attempts
 from .upstream.client import Upstream
 from .upstream.deadlines import Deadlines, Learnt
 from .upstream.fair_queue import CLASSES, PriorityClass
 from .upstream.fallback import Chain
-from .upstream.providers import Provider, Router, ready_made
+from .upstream.providers import Provider, Route, Router, ready_made
 from .upstream.relay import Relay
 from .upstream.retry import Retrying
 from .upstream.routes import probe_path
@@ -200,6 +201,54 @@ def deadlines(settings: Settings) -> Deadlines:
     )
 
 
+def _relay(
+    settings: Settings, routes: Router, ledger: Ledger, classes: Mapping[str, PriorityClass]
+) -> Relay:
+    monotonic = asyncio.get_running_loop().time
+    pools = {
+        provider.name: Upstream(
+            max_connections=provider.max_connections,
+            connect_seconds=settings.connect_seconds,
+        )
+        for provider in routes.providers
+    }
+
+    def count(why: Attempt, route: Route) -> None:
+        ledger.record_attempt(why, provider=route.provider.name, model=route.model)
+
+    attempts = Attempts(
+        pools=pools,
+        turnstiles={
+            provider.name: Turnstile(
+                concurrency=provider.max_concurrency,
+                per_second=provider.rate,
+                classes=classes,
+                now=monotonic,
+            )
+            for provider in routes.providers
+            if provider.limited
+        },
+        count=count,
+        retrying=Retrying(settings.retry.attempts, settings.retry.budget),
+        learnt=Learnt() if settings.deadlines.learn else None,
+        now=monotonic,
+        clock=time.time,
+        sleep=asyncio.sleep,
+        dice=random.random,
+    )
+    return Relay(
+        attempts=attempts,
+        pools=pools,
+        count=count,
+        deadlines=deadlines(settings),
+        chains={
+            model: Chain(table.timeout, table.error) for model, table in settings.fallback.items()
+        },
+        router=routes,
+        now=monotonic,
+    )
+
+
 @asynccontextmanager
 async def sidecar(
     settings: Settings, store_url: str, encoder: Encoder | None
@@ -219,40 +268,7 @@ async def sidecar(
         encoder=_labels_of(encoder),
         classes=classes,
     )
-    monotonic = asyncio.get_running_loop().time
-    relay = Relay(
-        pools={
-            provider.name: Upstream(
-                max_connections=provider.max_connections,
-                connect_seconds=settings.connect_seconds,
-            )
-            for provider in routes.providers
-        },
-        turnstiles={
-            provider.name: Turnstile(
-                concurrency=provider.max_concurrency,
-                per_second=provider.rate,
-                classes=classes,
-                now=monotonic,
-            )
-            for provider in routes.providers
-            if provider.limited
-        },
-        count=lambda why, route: ledger.record_attempt(
-            why, provider=route.provider.name, model=route.model
-        ),
-        retrying=Retrying(settings.retry.attempts, settings.retry.budget),
-        deadlines=deadlines(settings),
-        learnt=Learnt() if settings.deadlines.learn else None,
-        chains={
-            model: Chain(table.timeout, table.error) for model, table in settings.fallback.items()
-        },
-        router=routes,
-        now=monotonic,
-        clock=time.time,
-        sleep=asyncio.sleep,
-        dice=random.random,
-    )
+    relay = _relay(settings, routes, ledger, classes)
     memory = Memory(
         store=store,
         worker=worker,

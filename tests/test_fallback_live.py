@@ -17,6 +17,7 @@ import pytest
 from openai import APIStatusError, AsyncOpenAI
 
 from cache_proxy.errors import UpstreamUnavailable
+from cache_proxy.upstream.attempts import Attempts
 from cache_proxy.upstream.client import Upstream
 from cache_proxy.upstream.deadlines import Deadlines, Learnt
 from cache_proxy.upstream.providers import single
@@ -410,19 +411,25 @@ async def test_learnt_limits_come_from_answers_and_cut_what_hangs(other: Scripte
     """After quick answers nobody waits a minute for one that hangs; the next one has the minute."""
     pool = Upstream(max_connections=5, connect_seconds=5)
     router, loop = single(other.base_url), asyncio.get_running_loop()
-    relay = Relay(
+    attempts = Attempts(
         pools={"": pool},
         turnstiles={},
         count=lambda why, route: None,
         retrying=Retrying(1),
-        deadlines=Deadlines(total=60),
         learnt=Learnt(fewest=5, floor=0.5),
-        chains={},
-        router=router,
         now=loop.time,
         clock=time.time,
         sleep=asyncio.sleep,
         dice=random.random,
+    )
+    relay = Relay(
+        attempts=attempts,
+        pools={"": pool},
+        count=lambda why, route: None,
+        deadlines=Deadlines(total=60),
+        chains={},
+        router=router,
+        now=loop.time,
     )
 
     async def answered() -> float:

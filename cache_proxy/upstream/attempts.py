@@ -71,7 +71,12 @@ class Terms:
 
 
 class Attempts:
-    """Built once, of the parts that `Relay` has."""
+    """Built once, with a pool of connections for each provider by name, and a turnstile for those
+    that have a limit. `count` is told of every call made, as it is made; `learnt` None learns
+    nothing.
+
+    `now` gives monotonic and `clock` Unix seconds, `dice` a number in [0, 1).
+    """
 
     def __init__(
         self,

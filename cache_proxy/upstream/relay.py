@@ -8,7 +8,7 @@ any time, and its waits and calls with it (I8). How a model is asked again, and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from ..canonical import load
@@ -17,12 +17,10 @@ from ..model import Attempt
 from .attempts import Attempts, Errand, Terms
 from .client import Response, Upstream
 from .completion import Completion
-from .deadlines import Deadlines, Learnt, Limits, expected_tokens
+from .deadlines import Deadlines, Limits, expected_tokens
 from .fallback import Chain, Trouble, chain_for, instead, trouble
 from .providers import Provider, Route, Router
-from .retry import Retrying
 from .routes import Headers, forward
-from .turnstile import Turnstile
 
 __all__ = ["Errand", "Journey", "Relay"]
 
@@ -43,46 +41,28 @@ class Journey:
 
 
 class Relay:
-    """Built once, with a pool of connections for each provider by name, and a turnstile for those
-    that have a limit. `count` is told of every call made, as it is made. `router` finds the models
-    of `chains`; `learnt` None learns nothing.
-
-    `now` gives monotonic and `clock` Unix seconds, `dice` a number in [0, 1).
+    """Built once, with a pool of connections for each provider by name. `count` is told of every
+    call made past `attempts`, as it is made. `router` finds the models of `chains`.
     """
 
     def __init__(
         self,
         *,
+        attempts: Attempts,
         pools: Mapping[str, Upstream],
-        turnstiles: Mapping[str, Turnstile],
         count: Callable[[Attempt, Route], None],
-        retrying: Retrying,
         deadlines: Deadlines,
-        learnt: Learnt | None,
         chains: Mapping[str, Chain],
         router: Router,
         now: Callable[[], float],
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-        dice: Callable[[], float],
     ) -> None:
+        self._attempts = attempts
         self._pools = pools
         self._count = count
         self._deadlines = deadlines
         self._chains = chains
         self._router = router
         self._now = now
-        self._attempts = Attempts(
-            pools=pools,
-            turnstiles=turnstiles,
-            count=count,
-            retrying=retrying,
-            learnt=learnt,
-            now=now,
-            clock=clock,
-            sleep=sleep,
-            dice=dice,
-        )
 
     async def send(self, errand: Errand) -> Completion:
         """The answer's head, good or bad, of the model asked for or of another in its stead.
